@@ -1,0 +1,21 @@
+# `make demo` and `make test` are all that a newcomer needs; both set up .venv first, once.
+.PHONY: demo test lint clean
+.SUFFIXES:
+
+READY := .venv/ready
+PY := .venv/bin/python
+
+demo: $(READY)  ## a whole federation on this machine; DATA=folder for real recordings, BASELINES=0 to leave them out
+	@$(PY) -m kws demo
+
+test: $(READY)  ## lint, types and every test
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+$(READY): pyproject.toml constraints.txt tools/setup.sh
+	@tools/setup.sh
+
+clean:
+	rm -rf .venv

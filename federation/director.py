@@ -1,0 +1,523 @@
+"""The director: knows the envoys, runs one experiment at a time, keeps what it measured.
+
+Started by `director/start_director.sh`. Mends, with the engine's file and line:
+
+- component/director/experiment.py:347 and :220: the next experiment and the end of one are polled every 10 s. Here
+  both are events.
+- component/director/director.py:238 `stream_metrics`: reading a metric removes it, so a second reader sees a rest.
+  Here every reader gets all of them, from the first.
+- component/director/experiment.py:130 and transport/grpc/director_server.py:419: a failed experiment is called
+  finished, and with TLS the report of the failure is dropped. Here it is failed, and every reader is told why.
+- component/director/director.py:60: everything is kept in memory and lost with the process. Here every experiment is on
+  disk (`federation.state`), and goes on from its last finished round.
+- director.py:405 `get_envoys`: KeyError for an envoy that has not asked for work yet.
+- transport/grpc/aggregator_server.py:74: see `federation.router`.
+"""
+
+import argparse
+import asyncio
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+from openfl.component.director import Director as EngineDirector
+from openfl.component.director.experiment import Experiment as EngineExperiment
+from openfl.component.director.experiment import Status
+from openfl.federated import Plan
+from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grpc
+from openfl.transport import DirectorGRPCServer as EngineServer
+from openfl.transport.grpc.grpc_channel_options import channel_options
+
+from federation.access import Access, guards
+from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
+from federation.logs import configure_logging
+from federation.router import AggregatorRouter
+from federation.settings import DirectorSettings, load_director
+from federation.state import ExperimentState
+
+logger = logging.getLogger(__name__)
+
+COLLABORATOR_THREADS = 64
+"""Collaborators that may wait for work or send results at the same time."""
+
+
+class MetricLog:
+    """Every metric of an experiment, in order; takes the place of the aggregator's queue."""
+
+    def __init__(self, state: ExperimentState, notify: Callable[[], None]) -> None:
+        self.lines = state.finished_metrics()
+        self._state = state
+        self._notify = notify
+        self._lock = threading.Lock()  # sites report at the same time; memory and disk keep one order
+
+    def put(self, metric: dict[str, Any]) -> None:
+        """Append one metric, here and on disk, and wake the readers."""
+        with self._lock:
+            self._state.add_metric(metric)
+            self.lines.append(metric)
+        self._notify()
+
+
+class Experiment(EngineExperiment):  # type: ignore[misc]
+    """One submitted experiment from its archive to its best model."""
+
+    def __init__(self, state: ExperimentState) -> None:
+        about, progress = state.about(), state.progress()
+        super().__init__(
+            name=about["name"],
+            archive_path=state.archive,
+            collaborators=about["collaborators"],
+            users=[about["sender"]],
+            sender=about["sender"],
+            init_tensor_dict=None,
+        )
+        self.state = state
+        self.status = progress.status
+        self.failure = progress.failure
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self.metrics = MetricLog(state, self.notify)
+        self.gone: set[str] = set()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come from this experiment."""
+        return self.status in (Status.FINISHED, Status.FAILED, Status.REJECTED)
+
+    def notify(self) -> None:
+        """Wake everyone who waits for news; callable from any thread."""
+        self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def news(self) -> None:
+        """Return when something has changed: a metric, a round, the end."""
+        await self._changed.wait()
+
+    def fail(self, reason: str) -> None:
+        """End the experiment with a reason that its readers are given; the first reason stands."""
+        if not self.over:
+            self.failure, self.status = reason, Status.FAILED
+            with suppress(OSError):  # a full disk may be the reason
+                self.state.end(Status.FAILED, reason)
+            if self.aggregator:
+                self.aggregator.stop()
+            self.notify()
+
+    def leave(self) -> None:
+        """Tell the readers that the director is leaving; what is on disk stays as it is, to go on from."""
+        if not self.over:
+            self.failure = (
+                f"the director was stopped in the middle of {self.name}, which goes on when it is started again"
+            )
+            self.status = Status.FAILED
+            if self.aggregator:
+                self.aggregator.release()
+            self.notify()
+
+    def prepare(self) -> None:
+        """Make the aggregator that the plan names, at the round that comes next; `failure` tells when that fails."""
+        try:
+            self.aggregator = self._build_aggregator()
+        except Exception as error:
+            logger.exception("experiment %s: its plan cannot be used", self.name)
+            self.fail(f"the director cannot use the plan of {self.name}: {type(error).__name__}: {error}")
+
+    def site_failed(self, site: str, reason: str) -> None:
+        """Go on without a site where the experiment's policy allows it; otherwise fail."""
+        if self.aggregator:
+            self.aggregator.leave_out(site, reason)
+        else:
+            self.fail(reason)
+
+    async def start(self, last_heard: Callable[[str], float], **_: Any) -> None:
+        """Run the experiment to its end; never raises, `failure` tells.
+
+        last_heard: when the director heard of a site last, on the monotonic clock.
+        """
+        if self.over:  # cancelled while it waited
+            return
+        logger.info("experiment %s: starts on %s", self.name, ", ".join(self.collaborators))
+        self.state.end(Status.IN_PROGRESS)
+        self.status = Status.IN_PROGRESS
+        started = time.monotonic()
+        if self.aggregator is None:
+            self.prepare()
+        self.notify()
+        while not self.over and not (self.aggregator and self.aggregator.finished):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.news(), timeout=1)
+            self._leave_out_the_gone(last_heard)
+        if not self.over:
+            self.state.end(Status.FINISHED)
+            self.status = Status.FINISHED
+        logger.info("experiment %s: %s after %.1f s", self.name, self.status, time.monotonic() - started)
+        self.notify()
+
+    def wants(self, site: str) -> bool:
+        """Whether there is work for this site; one that was gone is counted on again, one that failed is not."""
+        if self.over:
+            return False
+        if self.aggregator and site in self.gone:
+            self.gone.remove(site)
+            self.aggregator.readmit(site)
+        return self.aggregator is None or site in self.aggregator.authorized_cols
+
+    def _leave_out_the_gone(self, last_heard: Callable[[str], float]) -> None:
+        for site in tuple(self.aggregator.authorized_cols) if self.aggregator else ():
+            silent = time.monotonic() - last_heard(site)  # a laptop that slept has not missed anybody
+            if silent > self.aggregator.gone_seconds:
+                self.gone.add(site)
+                self.site_failed(site, f"site {site} is gone: the director has not heard of it for {silent:.0f} s")
+
+    def _build_aggregator(self) -> Any:
+        """The aggregator that the plan names, ready for its collaborators."""
+        with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+            shutil.unpack_archive(self.archive_path, folder, format="zip")
+            with chdir(folder):  # the engine reads the plan's pickles from the working folder
+                plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
+                plan.authorized_cols = list(self.collaborators)
+                aggregator = plan.get_aggregator(self.state.last_model())
+        progress = self.state.progress()
+        aggregator.resume(progress.next_round, progress.best_round, progress.best_score)
+        aggregator.metric_queue = self.metrics
+        aggregator.on_round = self._save_round
+        aggregator.on_change = self.notify
+        aggregator.on_failure = self.fail
+        return aggregator
+
+    def _save_round(self) -> None:
+        """Put the finished round on disk; called by the aggregator before it hands out the next one."""
+        aggregator = self.aggregator
+        try:
+            progress = replace(  # the status on disk stays: a director that is leaving has not failed the experiment
+                self.state.progress(),
+                next_round=aggregator.round_number,
+                last_round=aggregator.last_round,
+                best_round=aggregator.best_round,
+                best_score=aggregator.best_model_score,
+            )
+            self.state.save(progress, last=aggregator.last_tensor_dict, best=aggregator.best_tensor_dict)
+        except Exception as error:
+            logger.exception("experiment %s: round %d cannot be kept", self.name, aggregator.round_number)
+            self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error}")
+
+
+class ExperimentsRegistry(dict[str, Experiment]):
+    """Experiments by name, and the queue of those that wait (the engine's interface, without its polling)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: asyncio.Queue[Experiment] = asyncio.Queue()
+
+    def add(self, experiment: Experiment) -> None:
+        """Queue an experiment."""
+        self[experiment.name] = experiment
+        self.waiting.put_nowait(experiment)
+
+    def remove(self, name: str) -> None:
+        """Forget an experiment."""
+        self.pop(name, None)
+
+    def get_user_experiments(self, user: str) -> list[Experiment]:
+        """Experiments that this user submitted."""
+        return [experiment for experiment in self.values() if user in experiment.users]
+
+    def aggregator_of(self, federation_uuid: str) -> Any:
+        """The aggregator with this federation id, or None."""
+        aggregators = (experiment.aggregator for experiment in self.values() if experiment.aggregator)
+        return next((each for each in aggregators if each.federation_uuid == federation_uuid), None)
+
+
+class Director(EngineDirector):  # type: ignore[misc]
+    """The engine's director on events, with the truth about failures."""
+
+    def __init__(self, *, state_root: Path, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.experiments_registry = ExperimentsRegistry()
+        self.col_exp: dict[str, str | None] = defaultdict(lambda: None)
+        self._state_root = state_root
+        self._started = time.monotonic()
+        self._heard: dict[str, float] = {}
+        for state in ExperimentState.all(state_root):
+            experiment = Experiment(state)
+            if experiment.over:
+                self.experiments_registry[experiment.name] = experiment
+                continue
+            logger.info("experiment %s: goes on with round %d", experiment.name, state.progress().next_round)
+            if experiment.status == Status.IN_PROGRESS:
+                experiment.prepare()  # before the first trainer that lives on asks for it
+            self.experiments_registry.add(experiment)
+
+    def acknowledge_shard(self, shard_info: dict[str, Any]) -> bool:
+        """Accept an envoy whose shard has the shape that this federation works on."""
+        name = shard_info["node_info"]["name"]
+        offered = shard_info.get("sample_shape", []), shard_info.get("target_shape", [])
+        wanted = list(self.sample_shape), list(self.target_shape)
+        if offered != wanted:
+            logger.error("envoy %s: refused, its shapes are %s and this federation's are %s", name, offered, wanted)
+            return False
+        shard_info["node_info"].setdefault("cuda_devices", [])
+        self._shard_registry[name] = {
+            "shard_info": shard_info,
+            "is_online": True,
+            "is_experiment_running": False,
+            "valid_duration": 2 * self.envoy_health_check_period,
+            "last_updated": time.time(),
+        }
+        self._heard[name] = time.monotonic()
+        logger.info("envoy %s: registered", name)
+        return True
+
+    def update_envoy_status(self, *, envoy_name: str, **status: Any) -> int:
+        """Note that an envoy is there; returns the seconds after which it should say so again."""
+        period: int = super().update_envoy_status(envoy_name=envoy_name, **status)
+        self._heard[envoy_name] = time.monotonic()
+        return period
+
+    async def set_new_experiment(
+        self,
+        *,
+        experiment_name: str,
+        sender_name: str,
+        tensor_dict: dict[str, Any],
+        collaborator_names: Any,
+        experiment_archive_path: Path,
+    ) -> bool:
+        """Queue an experiment.
+
+        Raises:
+            SubmissionRefused: no envoy to run it on, or its name is taken.
+        """
+        if not list(collaborator_names):
+            raise SubmissionRefused("no envoy is online; start one with envoy/start_envoy.sh and submit again")
+        if experiment_name in self.experiments_registry:
+            raise SubmissionRefused(
+                f"there is already an experiment named {experiment_name}; give this one another name"
+            )
+        about = {
+            "name": experiment_name,
+            "collaborators": list(collaborator_names),
+            "sender": sender_name,
+            "submitted": time.time(),
+        }
+        try:
+            state = ExperimentState.create(self._state_root, experiment_archive_path, tensor_dict, about)
+        except OSError as error:
+            raise SubmissionRefused(f"the director cannot keep the experiment: {error}") from error
+        self.experiments_registry.add(Experiment(state))
+        return True
+
+    def get_trained_model(self, experiment_name: str, caller: str, model_type: str) -> dict[str, Any] | None:
+        """The "best" or the "last" model, or None when there is none yet."""
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment is None or caller not in experiment.users:
+            return None
+        if model_type == "best":
+            return experiment.state.best_model() or None
+        return experiment.state.last_model() if experiment.state.progress().last_round else None
+
+    async def start_experiment_execution_loop(self) -> None:
+        """Run the queued experiments one after the other, for ever."""
+        while True:
+            experiment = await self.experiments_registry.waiting.get()
+            for collaborator in experiment.collaborators:
+                self.col_exp_queues[collaborator].put_nowait(experiment.name)
+            await experiment.start(lambda site: self._heard.get(site, self._started))
+
+    async def wait_experiment(self, envoy_name: str) -> str:
+        """The name of the experiment that this envoy should work on: the one it left, or the next one."""
+        while True:
+            experiment = self.experiments_registry.get(self.col_exp[envoy_name] or "")
+            if experiment and experiment.wants(envoy_name):
+                return str(experiment.name)
+            self.col_exp[envoy_name] = None
+            self.col_exp[envoy_name] = await self.col_exp_queues[envoy_name].get()
+
+    async def stream_metrics(self, experiment_name: str, caller: str) -> AsyncIterator[dict[str, Any]]:
+        """Every metric from the first on, then new ones as they come.
+
+        Raises:
+            ExperimentFailed: at the end of an experiment that failed.
+            FederationError: there is no such experiment of this caller.
+        """
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment is None or caller not in experiment.users:
+            raise FederationError(f"this director knows no experiment {experiment_name} of {caller}")
+        sent = 0
+        while True:
+            while sent < len(experiment.metrics.lines):
+                yield experiment.metrics.lines[sent]
+                sent += 1
+            if experiment.over:
+                break
+            await experiment.news()
+        if experiment.status != Status.FINISHED:
+            raise ExperimentFailed(experiment.failure or f"experiment {experiment_name} was {experiment.status}")
+
+    def set_experiment_failed(self, *, experiment_name: str, collaborator_name: str, reason: str = "") -> None:
+        """End an experiment that a site could not go on with."""
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment:
+            experiment.site_failed(collaborator_name, f"site {collaborator_name} failed:\n{reason}")
+
+    def remove_experiment_data(self, experiment_name: str, caller: str) -> None:
+        """Cancel an experiment that waits or runs; forget one that is over."""
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment is None or caller not in experiment.users:
+            return
+        if experiment.over:
+            self.experiments_registry.remove(experiment_name)
+            experiment.state.remove()
+        else:
+            experiment.fail(f"experiment {experiment_name} was cancelled by {caller}")
+
+    async def get_experiment_status(self, experiment_name: str, caller: str) -> str | None:
+        """The engine's status; for one that waits, also how many are before it."""
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment is None or caller not in experiment.users:
+            return None
+        if experiment.status != Status.PENDING:
+            return str(experiment.status)
+        names = [name for name, each in self.experiments_registry.items() if not each.over]
+        return f"{Status.PENDING}, {names.index(experiment_name)} before it"
+
+
+class DirectorServer(EngineServer):  # type: ignore[misc]
+    """The engine's server with errors that reach the notebook and the aggregators on the same port."""
+
+    guards: tuple[Access, ...] = ()
+
+    async def _run_server(self) -> None:
+        pool = ThreadPoolExecutor(COLLABORATOR_THREADS, thread_name_prefix="collaborator")
+        options = [*channel_options, ("grpc.so_reuseport", 0)]
+        self.server = grpc.aio.server(migration_thread_pool=pool, interceptors=self.guards, options=options)
+        director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
+        router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls)
+        aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
+        try:
+            port = self._bind()
+        except RuntimeError as error:
+            raise FederationError(f"cannot listen on {self.listen_uri}: is another director running there?") from error
+        logger.info("listening on %s:%d", self.listen_uri.rsplit(":", 1)[0], port)
+        await self.server.start()
+        await self.server.wait_for_termination()
+
+    def _bind(self) -> int:
+        if not self.tls:
+            return int(self.server.add_insecure_port(self.listen_uri))
+        credentials = grpc.ssl_server_credentials(
+            [(self.private_key.read_bytes(), self.certificate.read_bytes())],
+            root_certificates=self.root_certificate.read_bytes(),
+            require_client_auth=True,
+        )
+        return int(self.server.add_secure_port(self.listen_uri, credentials))
+
+    async def SetNewExperiment(self, stream: Any, context: Any) -> Any:  # noqa: N802
+        """Take an experiment from a notebook, or say why not."""
+        try:
+            return await super().SetNewExperiment(stream, context)
+        except SubmissionRefused as refusal:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+
+    async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Metrics to a notebook; ends with an error if the experiment did."""
+        try:
+            async for metric in self.director.stream_metrics(request.experiment_name, self.get_caller(context)):
+                yield director_pb2.GetMetricStreamResponse(**metric)
+        except FederationError as error:
+            await context.abort(grpc.StatusCode.ABORTED, str(error))
+
+    async def SetExperimentFailed(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """A site reports that it cannot go on."""
+        if self.tls and self.get_caller(context) != request.collaborator_name:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "a site may only report its own failure")
+        logger.error("experiment %s: site %s failed", request.experiment_name, request.collaborator_name)
+        self.director.set_experiment_failed(
+            experiment_name=request.experiment_name,
+            collaborator_name=request.collaborator_name,
+            reason=request.error_description,
+        )
+        return director_pb2.SetExperimentFailedResponse()
+
+
+async def serve(settings: DirectorSettings) -> None:
+    """Run a director until it is cancelled."""
+    with tempfile.TemporaryDirectory(prefix="director-") as folder:
+        server = DirectorServer(
+            director_cls=Director,
+            state_root=_state_root(settings, Path(folder, "state")),
+            tls=settings.certificates.tls,
+            sample_shape=list(settings.sample_shape),
+            target_shape=list(settings.target_shape),
+            listen_host=settings.listen_host,
+            listen_port=settings.listen_port,
+            envoy_health_check_period=settings.envoy_health_check_period,
+            **settings.certificates.as_strings(),
+        )
+        server.guards = guards(settings)
+        server.root_dir = Path(folder)  # submitted archives
+        experiments = asyncio.create_task(server.director.start_experiment_execution_loop())
+        try:
+            await server._run_server()
+        finally:
+            experiments.cancel()
+            for experiment in server.director.experiments_registry.values():
+                experiment.leave()
+            await server.server.stop(grace=1)  # time enough to tell the readers
+
+
+def _state_root(settings: DirectorSettings, temporary: Path) -> Path:
+    root = settings.state or temporary
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        ExperimentState.all(root)
+    except (OSError, ValueError, KeyError) as error:
+        raise FederationError(f"state: {root} cannot be used ({error}); move it away or name another folder") from error
+    return root
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Start a director from `director.yaml`; what is given here wins over the file."""
+    parser = argparse.ArgumentParser(prog="start_director.sh", description=main.__doc__)
+    parser.add_argument("--config", type=Path, default=Path("director/director.yaml"))
+    parser.add_argument("--host", help="name or address to listen on")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one and prints it")
+    parser.add_argument("--state", type=Path, help="folder in which experiments are kept over restarts")
+    options = parser.parse_args(arguments)
+    configure_logging("director")
+    try:
+        settings = load_director(
+            options.config, listen_host=options.host, listen_port=options.port, state=options.state
+        )
+        asyncio.run(_until_stopped(settings))
+    except FederationError as error:
+        sys.exit(f"director: {error}")
+
+
+async def _until_stopped(settings: DirectorSettings) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        await serve(settings)
+    logger.info("stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The envoy: stands beside a site's recordings, waits for experiments, runs each in a process of its own.
+
+Started by `envoy/start_envoy.sh`. Mends, with the engine's file and line:
+
+- component/envoy/envoy.py:134 and :200: an envoy whose director was away waits 5 s between tries and its health thread
+  dies, so a restarted director never hears of it again. Here it registers again by itself.
+- component/envoy/envoy.py:214: see `federation.trainer`.
+- component/envoy/envoy.py:272: an envoy that cannot reach its director leaves with a traceback. Here it waits for it,
+  and says so.
+- interface/envoy.py:128: packages that an experiment names are installed by default. Here never.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import grpc
+from openfl.component.envoy.envoy import Envoy as EngineEnvoy
+from openfl.transport.grpc.exceptions import ShardNotFoundError
+
+from federation import devices
+from federation.errors import REFUSALS, FederationError
+from federation.logs import configure_logging
+from federation.settings import EnvoySettings, load_envoy
+from federation.trainer import FAILURE_FILE, TrainerTask, build_descriptor
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+class Envoy(EngineEnvoy):  # type: ignore[misc]
+    """The engine's envoy that outlives its director, its trainers and their errors."""
+
+    def __init__(self, settings: EnvoySettings) -> None:
+        monitor = devices.load_monitor(settings.device_monitor)
+        self.settings = settings
+        self._trainer: subprocess.Popen[str] | None = None
+        super().__init__(
+            shard_name=settings.name,
+            director_host=settings.director_host,
+            director_port=settings.director_port,
+            shard_descriptor=build_descriptor(settings.descriptor, dict(settings.descriptor_params)),
+            tls=settings.certificates.tls,
+            install_requirements=False,
+            cuda_devices=devices.present(settings.cuda_devices, monitor) if monitor else (),
+            cuda_device_monitor=monitor,
+            **settings.certificates.as_strings(),
+        )
+        if not self.cuda_devices:
+            logger.info("no CUDA device: training on the CPU with %d thread(s)", settings.cpu_threads)
+
+    def start(self) -> None:
+        """Register, then serve experiments until stopped.
+
+        Raises:
+            FederationError: the director refuses this site.
+        """
+        self._register()
+        threading.Thread(target=self.send_health_check, daemon=True).start()
+        self.run()
+
+    def run(self) -> None:
+        """Wait for the next experiment, work on it, report if that failed; for ever.
+
+        Raises:
+            FederationError: the director refuses this site's certificate.
+        """
+        told = False
+        while True:
+            try:
+                name = self.director_client.wait_experiment()
+                archive = b"".join(part.npbytes for part in self.director_client.get_experiment_data(name))
+            except grpc.RpcError as error:
+                if error.code().name in REFUSALS:
+                    raise FederationError(f"the director refused this site: {error.details()}") from error
+                if not told:
+                    logger.warning("no word from the director (%s); trying until it is back", error.details())
+                told = True
+                time.sleep(RETRY_SECONDS)
+                continue
+            told = False
+            self.is_experiment_running = True
+            logger.info("experiment %s: starts", name)
+            failure = self._work_on(archive)
+            self.is_experiment_running = False
+            if failure:
+                logger.error("experiment %s: failed\n%s", name, failure)
+                try:
+                    self.director_client.set_experiment_failed(name, error_description=failure)
+                except grpc.RpcError as error:
+                    logger.warning("the director was not told (%s)", error.details())
+            else:
+                logger.info("experiment %s: done", name)
+
+    def send_health_check(self) -> None:
+        """Tell the director every few seconds that this site is here; register again where it has forgotten."""
+        while True:
+            period: float | None = None
+            try:
+                period = self.director_client.send_health_check(
+                    envoy_name=self.name,
+                    is_experiment_running=self.is_experiment_running,
+                    cuda_devices_info=self._get_cuda_device_info(),
+                )
+            except ShardNotFoundError:
+                self._register()
+            time.sleep(period or RETRY_SECONDS)
+
+    def stop(self) -> None:
+        """End the running trainer, if any."""
+        if self._trainer and self._trainer.poll() is None:
+            self._trainer.kill()  # it holds nothing that would be lost
+            self._trainer.wait()
+
+    def _register(self) -> None:
+        waiting = False
+        while True:
+            try:
+                accepted = self.director_client.report_shard_info(self.shard_descriptor, self.cuda_devices)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise FederationError(f"the director refused this site: {error.details()}") from error
+                if not waiting:
+                    logger.warning("no director at %s:%d yet; waiting", *self._director)
+                waiting = True
+                time.sleep(RETRY_SECONDS)
+                continue
+            if not accepted:
+                shapes = self.shard_descriptor.sample_shape, self.shard_descriptor.target_shape
+                raise FederationError(
+                    f"the director at {self._director[0]}:{self._director[1]} refused this site: its sample and target "
+                    f"shapes are {shapes}; director.yaml names those that the federation works on"
+                )
+            logger.info("registered with the director at %s:%d", *self._director)
+            return
+
+    @property
+    def _director(self) -> tuple[str, int]:
+        return self.settings.director_host, self.settings.director_port
+
+    def _work_on(self, archive: bytes) -> str | None:
+        """Run one experiment in a trainer process; why it failed, or None."""
+        with tempfile.TemporaryDirectory(prefix=f"{self.name}-") as folder:
+            package = Path(folder, "experiment.zip")
+            package.write_bytes(archive)
+            with zipfile.ZipFile(package) as shipped:
+                shipped.extractall(folder)
+            task = TrainerTask(
+                folder=folder,
+                site=self.name,
+                director_host=self.settings.director_host,
+                director_port=self.settings.director_port,
+                descriptor=self.settings.descriptor,
+                descriptor_params=dict(self.settings.descriptor_params),
+                cuda_devices=list(self.cuda_devices),
+                certificates=self.settings.certificates.as_strings(),
+            )
+            try:
+                status = self._train(task)
+            finally:
+                self.stop()
+            failure = Path(folder, FAILURE_FILE)
+            if failure.is_file():
+                return failure.read_text(encoding="utf-8")
+            if status < 0:
+                return f"the trainer process was ended by signal {-status} ({signal.Signals(-status).name})"
+            return f"the trainer process ended with status {status}; see this envoy's log" if status else None
+
+    def _train(self, task: TrainerTask) -> int:
+        """Run a trainer process to its end; its exit status, negative for a signal."""
+        self._trainer = subprocess.Popen(
+            [sys.executable, "-m", "federation.trainer"],
+            stdin=subprocess.PIPE,
+            env=_environment(self.settings.cpu_threads),
+            text=True,
+        )
+        assert self._trainer.stdin is not None
+        with suppress(BrokenPipeError):  # it died at once; the exit status tells
+            self._trainer.stdin.write(task.to_json() + "\n")
+            self._trainer.stdin.flush()
+        return self._trainer.wait()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The trainer's environment: its share of the cores, and threads that sleep while they wait.
+
+    Two trainers that each take all cores of one machine spin against each other: an epoch of 11 s took over 100 s.
+    """
+    budget = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    return os.environ | budget | {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Start an envoy from `envoy.yaml`; what is given here wins over the file."""
+    parser = argparse.ArgumentParser(prog="start_envoy.sh", description=main.__doc__)
+    parser.add_argument("--config", type=Path, default=Path("envoy/envoy.yaml"))
+    parser.add_argument("--name", help="the site's name")
+    parser.add_argument("--director-host", help="where the director listens")
+    parser.add_argument("--director-port", type=int, help="port on which the director listens")
+    parser.add_argument("--cpu-threads", type=int, help="cores that this site may use")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        settings = load_envoy(
+            options.config,
+            name=options.name,
+            director_host=options.director_host,
+            director_port=options.director_port,
+            cpu_threads=options.cpu_threads,
+        )
+        configure_logging(settings.name)
+        Envoy(settings).start()
+    except (FederationError, ValueError, OSError) as error:
+        sys.exit(f"envoy: {error}")
+    except KeyboardInterrupt:
+        logger.info("stopped")
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""What can go wrong, in words for the person who has to act on it."""
+
+REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+"""gRPC's answers to a certificate that may not do what it asked for (`federation.access`)."""
+
+
+class FederationError(Exception):
+    """A problem stated for its reader: what was given, what is allowed, what to do next."""
+
+
+class SettingsError(FederationError):
+    """A YAML file or command-line option that cannot be used; lists every problem found."""
+
+
+class SubmissionRefused(FederationError):
+    """The director did not accept an experiment."""
+
+
+class ExperimentFailed(FederationError):
+    """An accepted experiment ended early; the text holds site, round, task and the remote traceback."""

@@ -1,0 +1,271 @@
+"""The notebook's side: connect to a director, see the sites, submit an experiment, follow it, take the model.
+
+Mends, with the engine's file and line:
+
+- interface/interactive_api/experiment.py:467 `_pack_the_workspace`: zips the whole working folder of the notebook, data
+  and results included. Here an experiment ships its plan, its pickles and the source files of one package.
+- experiment.py:262 `prepare_workspace_distribution`: also ships `pip freeze`. Here nothing is installed anywhere.
+- experiment.py:200 `stream_metrics`: only logs. Here metrics are values, and a failure is an exception.
+- federated/plan/plan.py:309: identical plans share an id. Here each experiment's plan is salted.
+"""
+
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from openfl.federated import Plan
+from openfl.interface.interactive_api.experiment import FLExperiment, ModelInterface, TaskInterface
+from openfl.interface.interactive_api.federation import Federation as EngineFederation
+from openfl.transport.grpc.director_client import DirectorClient
+
+from federation.errors import REFUSALS, ExperimentFailed, FederationError, SubmissionRefused
+from federation.logs import quieten_engine
+from federation.policy import RoundPolicy
+from federation.schedule import TASK_NAMES, RoundSchedule, finished_rounds
+from federation.settings import Certificates
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a site measured.
+
+    `round` counts finished rounds of training: "train" and "validate_local" of the first round have 1, and
+    "validate_global" measures the averaged model after `round` rounds, 0 being the initial model. `site` is
+    "aggregator" for the mean over the sites, weighted by their numbers of utterances.
+    """
+
+    round: int
+    site: str
+    task: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Site:
+    """An envoy as the director sees it; `description` is what its shard descriptor tells of the data."""
+
+    name: str
+    online: bool
+    devices: tuple[str, ...]
+    description: str
+
+
+class Federation:
+    """A connection to a director.
+
+    Raises:
+        FederationError: no director answers there, or it refuses the certificate.
+    """
+
+    def __init__(
+        self, host: str, port: int, certificates: Certificates | None = None, client_id: str = "experimenter"
+    ) -> None:
+        paths = certificates or Certificates()
+        try:
+            self._engine = EngineFederation(
+                client_id=client_id,
+                director_node_fqdn=host,
+                director_port=port,
+                tls=paths.tls,
+                cert_chain=paths.as_strings()["root_certificate"],
+                api_cert=paths.as_strings()["certificate"],
+                api_private_key=paths.as_strings()["private_key"],
+            )
+        except grpc.RpcError as error:
+            if error.code().name in REFUSALS:
+                raise FederationError(f"the director at {host}:{port} refuses: {error.details()}") from error
+            raise FederationError(
+                f"no director answers at {host}:{port} ({error.details()}); "
+                f"start one with director/start_director.sh, or give its host and port"
+            ) from error
+
+    def sites(self) -> list[Site]:
+        """Every envoy that has registered, sorted by name.
+
+        Raises:
+            FederationError: the director has gone, or refuses the certificate.
+        """
+        try:
+            registry = self._engine.get_shard_registry()
+        except grpc.RpcError as error:
+            raise FederationError(f"the director does not tell its sites: {error.details()}") from error
+        sites = []
+        for name, entry in sorted(registry.items()):
+            node = entry["shard_info"].node_info
+            devices = tuple(f"cuda:{device.index} {device.name}".strip() for device in node.cuda_devices)
+            sites.append(Site(name, entry["is_online"], devices or ("cpu",), entry["shard_info"].shard_description))
+        return sites
+
+    def wait_for_sites(self, count: int, timeout: float) -> list[Site]:
+        """The sites, as soon as `count` of them are online.
+
+        Raises:
+            FederationError: after `timeout` seconds; says who is there.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            online = self._online()
+            if len(online) >= count:
+                return online
+            if time.monotonic() > deadline:
+                names = ", ".join(site.name for site in online) or "none"
+                raise FederationError(
+                    f"{len(online)} of {count} sites are online after {timeout:.0f} s ({names}); "
+                    f"start the others with their start_envoy.sh"
+                )
+            time.sleep(0.2)
+
+    def submit(
+        self,
+        name: str,
+        *,
+        package: Path,
+        model: ModelInterface,
+        tasks: TaskInterface,
+        data: Any,
+        rounds: int,
+        best_metric: str,
+        keep_optimizer: bool,
+        policy: RoundPolicy | None = None,
+    ) -> "Experiment":
+        """Send an experiment to the director.
+
+        Args:
+            name: its name, not used before on this director.
+            package: the folder of the Python package that travels to the sites (its `*.py` files only).
+            model, tasks, data: the engine's interface objects, defined in that package.
+            rounds: rounds of training; a last validation follows.
+            best_metric: the metric of the aggregated validation by which the best model is chosen (larger is better).
+            keep_optimizer: whether each site keeps its optimizer state from round to round.
+            policy: when a round may close without some of the sites; None: never.
+
+        Raises:
+            SubmissionRefused: the director says why.
+        """
+        try:
+            submission = _Submission(
+                self._engine, name, package, best_metric, policy or RoundPolicy(), len(self._online())
+            )
+            with tempfile.TemporaryDirectory(prefix="submit-") as folder, chdir(folder):
+                submission.start(
+                    model_provider=model,
+                    task_keeper=tasks,
+                    data_loader=data,
+                    rounds_to_train=rounds + 1,
+                    task_assigner=RoundSchedule(rounds, tasks.get_registered_tasks()),
+                    opt_treatment="CONTINUE_LOCAL" if keep_optimizer else "RESET",
+                    device_assignment_policy="CUDA_PREFERRED",
+                )
+        except grpc.RpcError as error:
+            raise SubmissionRefused(str(error.details())) from error
+        except ValueError as error:
+            raise SubmissionRefused(str(error)) from error
+        return self.attach(name)
+
+    def attach(self, name: str) -> "Experiment":
+        """An experiment that this or another notebook has submitted."""
+        return Experiment(self._engine.dir_client, name)
+
+    def _online(self) -> list[Site]:
+        return [site for site in self.sites() if site.online]
+
+
+class Experiment:
+    """An accepted experiment, by its name."""
+
+    def __init__(self, client: DirectorClient, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def status(self) -> str:
+        """Where the experiment stands: "pending, 1 before it", "in_progress", "finished", "failed", or "unknown"."""
+        return str(self._client.get_experiment_status(self.name).experiment_status or "unknown")
+
+    def metrics(self) -> Iterator[Metric]:
+        """Every metric from the first on, as it arrives; ends with the experiment.
+
+        Raises:
+            ExperimentFailed: the experiment failed; names site, round and task and holds the remote traceback.
+        """
+        try:
+            for line in self._client.stream_metrics(self.name):
+                task, done = line["task_name"], finished_rounds(line["task_name"], line["round"])
+                yield Metric(done, line["metric_origin"], TASK_NAMES[task], line["metric_name"], line["metric_value"])
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise ExperimentFailed(
+                    f"the director is gone in the middle of {self.name}: {error.details()}"
+                ) from error
+            raise ExperimentFailed(error.details()) from None
+
+    def best_weights(self) -> dict[str, np.ndarray]:
+        """The trained tensors that scored best in the aggregated validation."""
+        return self._weights(self._client.get_best_model, "was validated")
+
+    def last_weights(self) -> dict[str, np.ndarray]:
+        """The average after the last round of training."""
+        return self._weights(self._client.get_last_model, "has finished a round")
+
+    def cancel(self) -> None:
+        """End the experiment, whether it waits or runs; its readers are told."""
+        self._client.remove_experiment_data(self.name)
+
+    def _weights(self, get: Callable[[str], dict[str, np.ndarray]], what: str) -> dict[str, np.ndarray]:
+        weights = get(self.name)
+        if not weights:
+            raise FederationError(f"experiment {self.name} has no such model yet: none {what} ({self.status()})")
+        return weights
+
+
+class _Submission(FLExperiment):  # type: ignore[misc]
+    """The engine's experiment, shipping one package instead of the working folder."""
+
+    def __init__(
+        self,
+        federation: EngineFederation,
+        name: str,
+        package: Path,
+        best_metric: str,
+        policy: RoundPolicy,
+        sites: int,
+    ) -> None:
+        self._package = package
+        self._best_metric = best_metric
+        self._policy, self._sites = policy, sites
+        quieten_engine()
+        super().__init__(federation, experiment_name=name)
+        self.is_validate_task_exist = True
+
+    def _initialize_plan(self) -> None:
+        with tempfile.TemporaryDirectory() as folder, chdir(folder):  # the engine makes folders where it stands
+            super()._initialize_plan()
+        config = self.plan.config
+        config["aggregator"]["template"] = "federation.aggregator.Aggregator"
+        config["aggregator"]["settings"] |= {"best_metric": self._best_metric, "db_store_rounds": 1}
+        config["collaborator"]["template"] = "federation.collaborator.Collaborator"
+        if self._sites:  # the director refuses an experiment without any
+            self._policy.add_to(config, self._sites)
+        config["network"]["settings"] |= {"hash_salt": uuid.uuid4().hex, "agg_port": 0}
+
+    def prepare_workspace_distribution(
+        self, model_provider: Any, task_keeper: Any, data_loader: Any, task_assigner: Any, pip_install_options: Any = ()
+    ) -> None:
+        """Pack the plan, the pickled interface objects and the package's source files."""
+        Path("workspace/plan").mkdir(parents=True)
+        with chdir("workspace"):
+            self._serialize_interface_objects(model_provider, task_keeper, data_loader, task_assigner)
+            Plan.dump(Path("plan", self.plan.name), self.plan.config)
+            for source in sorted(self._package.rglob("*.py")):
+                target = Path(self._package.name, source.relative_to(self._package))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        self.arch_path = shutil.make_archive(str(Path("experiment").absolute()), "zip", "workspace")

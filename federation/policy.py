@@ -1,0 +1,52 @@
+"""When a round may close, and an experiment go on, without some of its sites."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RoundPolicy:
+    """How many sites a round needs and how long it waits for them.
+
+    minimum_sites: a round closes with at least so many; None: with all that the experiment started with.
+    round_seconds: how long a round waits for all; then it closes with those that are done, or the experiment fails
+        when they are too few. None: as long as the sites are online.
+    gone_seconds: a site that the director has not heard of for so long is left out until it is back, or the experiment
+        fails when too few remain.
+
+    A site whose task fails is left out for good: with the default, all sites, one failure ends the experiment.
+    """
+
+    minimum_sites: int | None = None
+    round_seconds: float | None = None
+    gone_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.minimum_sites is not None and self.minimum_sites < 1:
+            problems.append(f"minimum_sites is {self.minimum_sites}; at least 1, or None for all")
+        if self.round_seconds is not None and self.round_seconds <= 0:
+            problems.append(f"round_seconds is {self.round_seconds}; above 0, or None to wait")
+        if self.gone_seconds <= 0:
+            problems.append(f"gone_seconds is {self.gone_seconds}; above 0")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def add_to(self, plan: dict[str, Any], sites: int) -> None:
+        """Write the policy into an engine plan for an experiment of so many sites.
+
+        Raises:
+            ValueError: it needs more sites than there are.
+        """
+        minimum = self.minimum_sites or sites
+        if minimum > sites:
+            raise ValueError(f"minimum_sites is {minimum}, and only {sites} sites are online; start more or need fewer")
+        plan["aggregator"]["settings"] |= {"minimum_sites": minimum, "gone_seconds": self.gone_seconds}
+        plan["straggler_handling_policy"] = {
+            "template": "openfl.component.straggler_handling_functions.CutoffTimeBasedStragglerHandling",
+            "settings": {
+                "straggler_cutoff_time": self.round_seconds or math.inf,
+                "minimum_reporting": minimum,
+            },
+        }

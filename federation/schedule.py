@@ -1,0 +1,50 @@
+"""Which task runs in which round.
+
+The engine validates the aggregated model of round n in round n + 1, so the final model is never validated
+(openfl/component/aggregator/aggregator.py:1005, `_end_of_round_check`). One more round without training mends it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from openfl.component.assigner.tasks import Task
+
+VALIDATE_AGGREGATED = "aggregated_model_validate"
+TRAIN = "train"
+VALIDATE_LOCAL = "locally_tuned_model_validate"
+
+TASK_NAMES = {
+    TRAIN: "train",
+    VALIDATE_LOCAL: "validate_local",
+    VALIDATE_AGGREGATED: "validate_global",
+    "round": "round",
+}
+"""The engine's task names and those that people are shown."""
+
+
+def finished_rounds(task_name: str, engine_round: int) -> int:
+    """The round of a task as people are shown it: how many rounds of training the measured model has had.
+
+    >>> finished_rounds(TRAIN, 0), finished_rounds(VALIDATE_AGGREGATED, 0)
+    (1, 0)
+    """
+    return engine_round if task_name == VALIDATE_AGGREGATED else engine_round + 1
+
+
+@dataclass(frozen=True)
+class RoundSchedule:
+    """The task assigner of an experiment: validate what arrived, train, validate what was trained.
+
+    Engine round n (from 0) starts with the model that n rounds of training made, so its first task measures
+    round n; round 0 is the initial model. The last engine round, number `rounds`, only measures.
+    """
+
+    rounds: int
+    tasks: dict[str, Task]
+
+    def __call__(self, collaborators: list[str], round_number: int, **_: Any) -> dict[str, list[Task]]:
+        """Tasks of every collaborator in one engine round (the engine's assigner signature)."""
+        names = [VALIDATE_AGGREGATED]
+        if round_number < self.rounds:
+            names += [TRAIN, VALIDATE_LOCAL]
+        return {collaborator: [self.tasks[name] for name in names] for collaborator in collaborators}

@@ -1,0 +1,143 @@
+"""What the director keeps of an experiment on disk, so that it can be killed at any time and go on.
+
+A folder per experiment: `experiment.json` (what was submitted), `experiment.zip` (the shipped workspace),
+`metrics.jsonl`, `progress.json` (how far it has come), and the models that `progress.json` names, `round-N.safetensors`
+and `best-N.safetensors`. A file is replaced in one step, models before the progress that names them: a kill leaves the
+state before a round or after it.
+"""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an experiment has come.
+
+    next_round: the engine round that comes next, from 0. last_round, best_round: rounds of training that the newest and
+    the best model have had. best_score: the best model's validation score.
+    """
+
+    status: str = "pending"
+    failure: str | None = None
+    next_round: int = 0
+    last_round: int = 0
+    best_round: int | None = None
+    best_score: float | None = None
+
+
+class ExperimentState:
+    """The folder of one experiment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.archive = folder / "experiment.zip"
+        self._metrics = folder / "metrics.jsonl"
+        self._lock = threading.RLock()  # rounds end in the collaborators' threads, experiments in the director's
+
+    @classmethod
+    def create(cls, root: Path, archive: Path, tensors: Tensors, about: Mapping[str, Any]) -> "ExperimentState":
+        """Keep a submitted experiment: all of it, or nothing."""
+        folder = root / quote(about["name"], safe="")
+        unfinished = cls(folder.with_name(f".{folder.name}"))
+        shutil.rmtree(unfinished.folder, ignore_errors=True)
+        unfinished.folder.mkdir(parents=True)
+        shutil.move(archive, unfinished.archive)
+        _write(unfinished.folder / "experiment.json", json.dumps(about).encode())
+        unfinished.save(Progress(), last=tensors)
+        unfinished.folder.rename(folder)
+        return cls(folder)
+
+    @classmethod
+    def all(cls, root: Path) -> list["ExperimentState"]:
+        """Every experiment under `root`, in the order of their submission."""
+        found = [cls(path.parent) for path in root.glob("[!.]*/experiment.json")]
+        return sorted(found, key=lambda state: float(state.about()["submitted"]))
+
+    def about(self) -> dict[str, Any]:
+        """What was submitted: name, collaborators, users, sender and time."""
+        read: dict[str, Any] = json.loads((self.folder / "experiment.json").read_text(encoding="utf-8"))
+        return read
+
+    def progress(self) -> Progress:
+        """How far it has come."""
+        return Progress(**json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
+
+    def save(self, progress: Progress, last: Tensors | None = None, best: Tensors | None = None) -> None:
+        """Save models, then the progress that names them, then forget older models."""
+        with self._lock:
+            self._save(progress, last, best)
+
+    def end(self, status: str, failure: str | None = None) -> None:
+        """Say how it stands, or how it ended."""
+        with self._lock:
+            self._save(replace(self.progress(), status=status, failure=failure), None, None)
+
+    def last_model(self) -> dict[str, np.ndarray]:
+        """The newest model; the initial one before the first round."""
+        return self._load(_model_names(self.progress())[0])
+
+    def best_model(self) -> dict[str, np.ndarray]:
+        """The best model; empty before the first validation."""
+        return self._load(_model_names(self.progress())[1])
+
+    def add_metric(self, metric: Mapping[str, Any]) -> None:
+        """Append one metric."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metric) + "\n")
+
+    def finished_metrics(self) -> list[dict[str, Any]]:
+        """The metrics of finished rounds; those of a round that was interrupted are dropped, to be measured again."""
+        lines = self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
+        parsed = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one
+        finished = [metric for metric in parsed if metric["round"] < self.progress().next_round]
+        _write(self._metrics, "".join(json.dumps(metric) + "\n" for metric in finished).encode())
+        return finished
+
+    def remove(self) -> None:
+        """Forget the experiment."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _save(self, progress: Progress, last: Tensors | None, best: Tensors | None) -> None:
+        kept = _model_names(self.progress()) if (self.folder / "progress.json").exists() else ()
+        named = dict(zip(_model_names(progress), (last, best), strict=True))
+        for name, tensors in named.items():
+            if tensors and name not in kept:
+                whole = {tensor: np.ascontiguousarray(array) for tensor, array in tensors.items()}
+                save_file(whole, self.folder / f".{name}")
+                (self.folder / f".{name}").replace(self.folder / name)
+        _write(self.folder / "progress.json", json.dumps(asdict(progress)).encode())
+        for path in self.folder.glob("*.safetensors"):
+            if path.name not in named:
+                path.unlink()
+
+    def _load(self, name: str) -> dict[str, np.ndarray]:
+        if not (self.folder / name).exists():
+            return {}
+        loaded: dict[str, np.ndarray] = load_file(self.folder / name)
+        return loaded
+
+
+def _model_names(progress: Progress) -> tuple[str, str]:
+    return f"round-{progress.last_round}.safetensors", f"best-{progress.best_round}.safetensors"
+
+
+def _write(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)

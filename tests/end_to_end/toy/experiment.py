@@ -1,0 +1,81 @@
+"""The toy's experiment: training adds the site's number to every element of the vector."""
+
+import os
+import signal
+import time
+
+import numpy as np
+from openfl.interface.interactive_api.experiment import DataInterface, ModelInterface, TaskInterface
+from openfl.plugins.frameworks_adapters.framework_adapter_interface import FrameworkAdapterPluginInterface
+
+STEP = 1.0  # a test ships a copy of this package with another number
+
+
+class VectorAdapter(FrameworkAdapterPluginInterface):
+    @staticmethod
+    def get_tensor_dict(model, optimizer=None):
+        return {"vector": model["vector"].copy()}
+
+    @staticmethod
+    def set_tensor_dict(model, tensor_dict, optimizer=None, device="cpu"):
+        model["vector"] = np.array(tensor_dict["vector"])
+
+
+class VectorModel(ModelInterface):
+    def __init__(self, length: int = 4) -> None:
+        super().__init__({"vector": np.zeros(length, np.float32)}, None, "toy.experiment.VectorAdapter")
+
+
+class Numbers(DataInterface):
+    """What a site does wrong, by its number: {"raise_on": 2.0} and so on."""
+
+    def __init__(self, **faults: float) -> None:
+        super().__init__()
+        self.faults = faults
+
+    @property
+    def shard_descriptor(self):
+        return self._descriptor
+
+    @shard_descriptor.setter
+    def shard_descriptor(self, descriptor):
+        self._descriptor = descriptor
+
+    def get_train_loader(self, **_):
+        return self
+
+    get_valid_loader = get_train_loader
+
+    def get_train_data_size(self):
+        return self._descriptor.size
+
+    get_valid_data_size = get_train_data_size
+
+    def misbehave(self, rounds_done: int) -> None:
+        if rounds_done != self.faults.get("in_round", 0):
+            return
+        if self.faults.get("raise_on") == self._descriptor.value:
+            raise ArithmeticError("the toy was told to fail")
+        if self.faults.get("die_on") == self._descriptor.value:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.faults.get("sleep_on") == self._descriptor.value:
+            time.sleep(self.faults["seconds"])
+
+
+TASKS = TaskInterface()
+
+
+@TASKS.register_fl_task(model="model", data_loader="data", device="device", optimizer="optimizer", round_num="done")
+def train(model, data, device, optimizer, done):
+    data.misbehave(done)
+    if data.faults.get("nan_on") == data.shard_descriptor.value:
+        model["vector"][1] = np.nan
+    model["vector"] = model["vector"] + np.float32(STEP * data.shard_descriptor.value)
+    return {"loss": 5.0 + done}
+
+
+@TASKS.register_fl_task(model="model", data_loader="data", device="device")
+def validate(model, data, device):
+    # The loss grows and is above any score; the score is best after two rounds.
+    height = float(model["vector"][0])
+    return {"loss": 100.0 + height, "accuracy": 1.0 - abs(height - 3.0) / 10}

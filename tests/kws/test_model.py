@@ -1,0 +1,196 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_network import Tones, classifier, plain, small_recipe
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+
+from kws.config import ModelRecipe
+from kws.model import Classifier, ModelError, build_model, load_weights, save_pretrained, trained_weights
+from kws.training import build_optimizer, train_round
+from shard_descriptors.labels import LABELS
+
+CLIPS = torch.from_numpy(Tones.make(24).waveforms)
+
+
+@torch.inference_mode()
+def logits_of(model: Classifier, clips: torch.Tensor = CLIPS) -> torch.Tensor:
+    return model.eval()(clips)
+
+
+def test_the_seed_decides_what_is_not_pretrained() -> None:
+    recipe = ModelRecipe("tiny")
+    first, same, other = (trained_weights(build_model(recipe, seed, LABELS)) for seed in (0, 0, 1))
+    assert all(np.array_equal(first[name], same[name]) for name in first)
+    assert not all(np.array_equal(first[name], other[name]) for name in first)
+    assert all(tensor.dtype == np.float32 for tensor in first.values())
+
+
+def test_tiny_knows_the_labels_and_trains_its_front_end() -> None:
+    model = build_model(ModelRecipe("tiny"), 0, LABELS)
+    assert model.labels == LABELS
+    assert logits_of(model).shape == (24, 12)
+    before = trained_weights(model)
+    train_round(model, build_optimizer(model, plain()), Tones.make(24), plain(), 0, 1)
+    after = trained_weights(model)
+    front_end = [name for name in before if "feature_extractor" in name]
+    assert front_end
+    for name in [*front_end, "classifier.weight", "projector.weight"]:
+        assert not np.array_equal(before[name], after[name]), name
+
+
+def test_labels_go_by_name_never_by_position(tmp_path: Path) -> None:
+    published = (*LABELS[6:], *LABELS[:6])
+    theirs = classifier(published)
+    save_pretrained(theirs, tmp_path)
+    ours = build_model(ModelRecipe(str(tmp_path)), 0, LABELS)
+    assert ours.labels == LABELS
+    assert ours.network.config.label2id == {name: number for number, name in enumerate(LABELS)}
+    expected = logits_of(theirs)[:, [published.index(name) for name in LABELS]]
+    torch.testing.assert_close(logits_of(ours), expected)
+
+
+@pytest.mark.parametrize("published", [("cat", "dog"), tuple(f"emotion {n}" for n in range(12))])
+def test_other_labels_get_a_new_head_and_keep_the_encoder(tmp_path: Path, published: tuple[str, ...]) -> None:
+    theirs = classifier(published)
+    save_pretrained(theirs, tmp_path)
+    first, same, other = (build_model(ModelRecipe(str(tmp_path)), seed, LABELS) for seed in (0, 0, 1))
+    assert first.labels == LABELS
+    assert logits_of(first).shape == (24, 12)
+    heads = [model.network.classifier.weight for model in (first, same, other)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert heads[0].shape != theirs.network.classifier.weight.shape or not torch.equal(
+        heads[0], theirs.network.classifier.weight
+    )
+    encoder = theirs.network.wav2vec2.state_dict()
+    for name, tensor in first.network.wav2vec2.state_dict().items():
+        assert torch.equal(tensor, encoder[name]), name
+
+
+def test_a_saved_folder_loads_everywhere_with_the_same_scores(tmp_path: Path) -> None:
+    model = classifier()
+    save_pretrained(model, tmp_path)
+    expected = torch.softmax(logits_of(model), dim=-1)
+
+    again = build_model(ModelRecipe(str(tmp_path)), 5, LABELS)
+    assert torch.equal(logits_of(again), logits_of(model))
+
+    network = AutoModelForAudioClassification.from_pretrained(tmp_path)
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
+    values = extractor(list(CLIPS.numpy()), sampling_rate=16_000, return_tensors="pt")
+    with torch.inference_mode():
+        torch.testing.assert_close(network(**values).logits, logits_of(model), rtol=1e-3, atol=1e-4)
+
+    spotter = pipeline("audio-classification", model=str(tmp_path))
+    for clip, scores in zip(CLIPS[:3].numpy(), expected, strict=False):
+        answers = spotter({"raw": clip, "sampling_rate": 16_000}, top_k=len(LABELS))
+        assert {each["label"]: each["score"] for each in answers} == pytest.approx(
+            dict(zip(LABELS, scores.tolist(), strict=True)), abs=1e-4
+        )
+
+
+def test_padding_does_not_count_where_the_extractor_asks_for_a_mask(tmp_path: Path) -> None:
+    masked, unmasked = classifier(norm="layer", mask=True), classifier(norm="layer", mask=False)
+    unmasked.load_state_dict(masked.state_dict())
+    sound = CLIPS[:3, :1000] + 0.2  # an offset, as cheap microphones have
+    padded = torch.nn.functional.pad(sound, (0, 600))
+    torch.testing.assert_close(logits_of(masked, padded), logits_of(masked, sound), rtol=1e-4, atol=1e-4)
+    assert (logits_of(unmasked, padded) - logits_of(unmasked, sound)).abs().max() > 1e-2
+
+    save_pretrained(masked, tmp_path)  # whoever loads the folder gets the same scores for the clip without padding
+    values = AutoFeatureExtractor.from_pretrained(tmp_path)(
+        list(sound.numpy()), sampling_rate=16_000, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        theirs = AutoModelForAudioClassification.from_pretrained(tmp_path)(**values).logits
+    torch.testing.assert_close(logits_of(masked, padded), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("norm", "mask"), [("group", False), ("layer", True)])
+def test_digital_silence_has_finite_scores(norm: str, mask: bool) -> None:
+    clips = torch.cat([torch.zeros(1, 1600), CLIPS[:1]])
+    assert logits_of(classifier(norm=norm, mask=mask), clips).isfinite().all()
+
+
+def test_a_frozen_encoder_neither_travels_nor_changes(tmp_path: Path) -> None:
+    small_recipe(tmp_path)
+    model = build_model(ModelRecipe(str(tmp_path)), 0, LABELS)
+    travelling = trained_weights(model)
+    frozen = {n: t.clone() for n, t in model.network.state_dict().items() if "feature_extractor" in n}
+    assert frozen
+    assert not frozen.keys() & travelling.keys()
+    train_round(model, build_optimizer(model, plain()), Tones.make(24), plain(), 0, 1)
+    after = model.network.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
+    assert not np.array_equal(trained_weights(model)["classifier.weight"], travelling["classifier.weight"])
+
+    thawed = build_model(ModelRecipe(str(tmp_path), freeze_feature_encoder=False), 0, LABELS)
+    assert trained_weights(thawed).keys() == {name for name, _ in thawed.network.named_parameters()}
+
+
+def test_weights_go_from_one_model_to_another_exactly(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    trained, fresh = build_model(recipe, 0, LABELS), build_model(recipe, 0, LABELS)
+    train_round(trained, build_optimizer(trained, plain()), Tones.make(24), plain(), 0, 1)
+    weights = trained_weights(trained)
+    before = {name: tensor.copy() for name, tensor in weights.items()}
+    load_weights(fresh, weights)
+    assert torch.equal(logits_of(fresh), logits_of(trained))
+    train_round(fresh, build_optimizer(fresh, plain()), Tones.make(24), plain(), 1, 1)
+    assert all(np.array_equal(weights[name], before[name]) for name in weights), "the copies must not follow the model"
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    model = classifier()
+    weights = trained_weights(model)
+    with pytest.raises(ModelError, match=r"classifier\.bias"):
+        load_weights(model, {name: tensor for name, tensor in weights.items() if name != "classifier.bias"})
+    with pytest.raises(ModelError, match=r"classifier\.extra"):
+        load_weights(model, weights | {"classifier.extra": np.zeros(1, np.float32)})
+    with pytest.raises(ModelError, match=r"classifier\.bias has shape \(11,\).*\(12,\)"):
+        load_weights(model, weights | {"classifier.bias": np.zeros(11, np.float32)})
+
+
+def test_a_hub_name_without_the_hub_says_how_to_get_the_weights(tmp_path: Path) -> None:
+    code = (
+        "from kws.config import ModelRecipe; from kws.model import ModelError, build_model\n"
+        "try: build_model(ModelRecipe('facebook/wav2vec2-base'), 0, ('yes', 'no'))\n"
+        "except ModelError as error: print(error)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    for text in ("facebook/wav2vec2-base", "hf download", "model.name", "'tiny'"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize("damage", ["cut", "no extractor", "no weights", "nonsense"])
+def test_a_damaged_folder_is_named_with_the_cause(tmp_path: Path, damage: str) -> None:
+    small_recipe(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "no extractor":
+        (tmp_path / "preprocessor_config.json").unlink()
+    elif damage == "no weights":
+        weights.unlink()
+    else:
+        (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError) as caught:
+        build_model(ModelRecipe(str(tmp_path)), 0, LABELS)
+    assert str(tmp_path) in str(caught.value)
+    assert "no such local folder" not in str(caught.value)
+    assert "hf download" not in str(caught.value)
+
+
+def test_another_sampling_rate_is_refused(tmp_path: Path) -> None:
+    small_recipe(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sampling_rate": 8000}))
+    with pytest.raises(ModelError, match=r"8000 Hz.*16000 Hz"):
+        build_model(ModelRecipe(str(tmp_path)), 0, LABELS)

@@ -1,0 +1,23 @@
+"""The examples in docstrings."""
+
+import doctest
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).resolve().parents[1]
+PACKAGES = {"federation": HOUSE, "shard_descriptors": HOUSE, "kws": HOUSE / "workspace"}
+MODULES = [
+    f"{package}.{path.stem}"
+    for package, folder in PACKAGES.items()
+    for path in sorted((folder / package).glob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples(module: str) -> None:
+    result = doctest.testmod(import_module(module))
+    assert result.attempted > 0
+    assert result.failed == 0

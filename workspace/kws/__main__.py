@@ -1,0 +1,5 @@
+"""`python -m kws`: see `kws.cli`."""
+
+from kws.cli import app
+
+app()

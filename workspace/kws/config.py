@@ -1,0 +1,184 @@
+"""What an experiment is, as frozen values that check themselves and report every problem at once."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+
+BEST_METRICS = ("accuracy", "macro_f1")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; lists every problem found."""
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """How the classifier is made.
+
+    `name` is "tiny" (a small network trained from scratch), the name of a model on the Hugging Face hub
+    ("facebook/wav2vec2-base"), or a local folder in the same form. `freeze_feature_encoder` keeps the convolutional
+    front end as it was pretrained: None means yes for pretrained weights, no for "tiny". `dropout` (0 to 1) is
+    applied inside the transformer.
+    """
+
+    name: str = "tiny"
+    freeze_feature_encoder: bool | None = None
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(
+            (not self.name, "model.name is empty; give 'tiny', a hub name or a folder"),
+            (not 0 <= self.dropout < 1, f"model.dropout is {self.dropout}; allowed: 0 to below 1"),
+            (
+                self.freeze_feature_encoder not in (None, True, False),
+                f"model.freeze_feature_encoder is {self.freeze_feature_encoder!r}; allowed: true, false or null",
+            ),
+            (
+                self.name == "tiny" and self.freeze_feature_encoder is True,
+                "model.freeze_feature_encoder: the feature encoder of 'tiny' starts untrained and must not be frozen",
+            ),
+        )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the feature encoder stays as it is."""
+        return self.name != "tiny" if self.freeze_feature_encoder is None else self.freeze_feature_encoder
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of each training clip, drawn anew each time.
+
+    `max_shift` moves a clip by up to so many seconds either way; `max_speed` plays it faster or slower by up to that
+    share; `noise_probability` is the share of clips into which sound of the site's own silence clips is mixed, at a
+    signal-to-noise ratio between `min_snr_db` and `max_snr_db`.
+    """
+
+    max_shift: float = 0.1
+    max_speed: float = 0.05
+    noise_probability: float = 0.2
+    min_snr_db: float = 0.0
+    max_snr_db: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check(
+            (not 0 <= self.max_shift < 1, f"augmentation.max_shift is {self.max_shift} s; allowed: 0 to below 1"),
+            (not 0 <= self.max_speed < 1, f"augmentation.max_speed is {self.max_speed}; allowed: 0 to below 1"),
+            (
+                not 0 <= self.noise_probability <= 1,
+                f"augmentation.noise_probability is {self.noise_probability}; allowed: 0 to 1",
+            ),
+            (self.min_snr_db > self.max_snr_db, "augmentation.min_snr_db is above augmentation.max_snr_db"),
+        )
+
+
+@dataclass(frozen=True)
+class Training:
+    """One site's local training, the same on every site.
+
+    AdamW with linear warm-up over `warmup` (a share of all steps) to `learning_rate`, then a cosine to zero at the end
+    of the last round. `keep_optimizer` keeps each site's moments from round to round.
+    """
+
+    rounds: int = 20
+    local_epochs: int = 1
+    batch_size: int = 16
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    label_smoothing: float = 0.05
+    keep_optimizer: bool = True
+    seed: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        _check(
+            *(
+                (not _whole(getattr(self, n), 1), f"training.{n} is {getattr(self, n)}; a whole number, at least 1")
+                for n in _COUNTS
+            ),
+            (
+                not 0 < self.learning_rate < 1,
+                f"training.learning_rate is {self.learning_rate}; allowed: above 0, below 1",
+            ),
+            (
+                not math.isfinite(self.weight_decay) or self.weight_decay < 0,
+                "training.weight_decay must not be negative",
+            ),
+            (not 0 <= self.warmup < 1, f"training.warmup is {self.warmup}; allowed: 0 to below 1"),
+            (
+                not 0 <= self.label_smoothing < 1,
+                f"training.label_smoothing is {self.label_smoothing}; allowed: 0 to below 1",
+            ),
+            (not _whole(self.seed, 0), f"training.seed is {self.seed}; a whole number, not negative"),
+        )
+
+
+_COUNTS = ("rounds", "local_epochs", "batch_size")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """A whole experiment: model, local training and the metric by which the best model is chosen."""
+
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    training: Training = field(default_factory=Training)
+    best_metric: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        allowed = ", ".join(BEST_METRICS)
+        _check((self.best_metric not in BEST_METRICS, f"best_metric is {self.best_metric!r}; allowed: {allowed}"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values, for the run record."""
+        return dataclasses.asdict(self)
+
+
+Settings = TypeVar("Settings")
+
+
+def changed(config: Settings, changes: Sequence[str]) -> Settings:
+    """A copy of a configuration with values changed by name, each given as "training.rounds=5".
+
+    Raises:
+        ConfigError: a name that does not exist, or a value that is not allowed.
+    """
+    for change in changes:
+        path, equals, text = change.partition("=")
+        if not equals:
+            raise ConfigError(f"{change!r} is not a change; write name=value, e.g. training.rounds=5")
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"{change!r}: {text!r} is not a value; write a number, true, false or a word") from error
+        config = _with(config, path.strip().split("."), value, change)
+    return config
+
+
+def _with(config: Any, path: Sequence[str], value: Any, change: str) -> Any:
+    names = [each.name for each in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    if path[0] not in names:
+        raise ConfigError(f"{change!r}: there is no {path[0]!r}; allowed here: {', '.join(names) or 'nothing'}")
+    old = getattr(config, path[0])
+    new = _with(old, path[1:], value, change) if path[1:] else value
+    if isinstance(old, float) and not isinstance(new, bool):
+        with suppress(TypeError, ValueError, OverflowError):  # so that 1 will do, and 1e-3, which YAML takes for text
+            new = float(new)
+    if old is not None and type(new) is not type(old):
+        raise ConfigError(f"{change!r}: {value!r} is not of the kind of the default, {old!r}")
+    return dataclasses.replace(config, **{path[0]: new})
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _check(*rules: tuple[bool, str]) -> None:
+    problems = [text for wrong, text in rules if wrong]
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -1,0 +1,118 @@
+"""The run directory: what was asked for, what was measured, what came out."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+PACKAGES = ("openfl", "torch", "transformers", "datasets", "librosa", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder `runs/<name>/`: config.json, metrics.jsonl, summary.json, model/, plots.
+
+    Written line by line while the run goes on; tables and plots are made from these files.
+    """
+
+    folder: Path
+
+    @classmethod
+    def create(cls, root: Path, name: str | None = None) -> "Run":
+        """Make a new run directory under `root` and point `latest` at it.
+
+        Raises:
+            FileExistsError: there is a run of that name already.
+        """
+        name = name or datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-4]
+        folder = root / name
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise FileExistsError(f"there is already a run {folder}; give this one another name") from None
+        link = root / f".latest-{os.getpid()}"
+        link.symlink_to(name)
+        link.replace(root / "latest")  # in one step: a reader never finds it missing
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is also the experiment's."""
+        return self.folder.name
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line: round, site, task, metric, value."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def summary_path(self) -> Path:
+        """The figures of the finished run."""
+        return self.folder / "summary.json"
+
+    def write_config(self, **values: Any) -> None:
+        """Save what the run was asked to do, with the versions it ran on."""
+        self._write("config.json", values | {"versions": versions()})
+
+    def add_metric(self, round_number: int, site: str, task: str, metric: str, value: float) -> None:
+        """Append one line; several processes may append to one run."""
+        line = {"round": round_number, "site": site, "task": task, "metric": metric, "value": value}
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def add_metrics(self, round_number: int, site: str, task: str, values: Mapping[str, float]) -> None:
+        """Append one line for each metric of a task."""
+        for metric, value in values.items():
+            self.add_metric(round_number, site, task, metric, value)
+
+    def metrics(self) -> pd.DataFrame:
+        """All metric lines: columns round, site, task, metric, value."""
+        text = self.metrics_path.read_text(encoding="utf-8") if self.metrics_path.exists() else ""
+        # Not pd.read_json: that makes numbers of a site named "007", and no columns of an empty file.
+        return pd.DataFrame(map(json.loads, text.splitlines()), columns=["round", "site", "task", "metric", "value"])
+
+    def write_summary(self, **values: Any) -> None:
+        """Save the figures of the finished run."""
+        self._write("summary.json", values)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the finished run."""
+        loaded: dict[str, Any] = json.loads(self.summary_path.read_text(encoding="utf-8"))
+        return loaded
+
+    def _write(self, name: str, values: Mapping[str, Any]) -> None:
+        text = json.dumps(values, indent=2) + "\n"
+        unfinished = self.folder / f".{name}"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(self.folder / name)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def follow(path: Path) -> Iterator[dict[str, Any]]:
+    """Metric lines that were added since the last call of `next`; yields nothing new as an empty dict."""
+    with path.open(encoding="utf-8") as file:
+        pending = ""
+        while True:
+            pending += file.readline()
+            if pending.endswith("\n"):
+                yield json.loads(pending)
+                pending = ""
+            else:
+                yield {}

@@ -1,0 +1,122 @@
+"""What the notebook calls that is neither training nor plotting: the run, its own copy of the corpus, listening."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kws import HOUSE, tables
+from kws.config import ExperimentConfig, changed
+from kws.metrics import Evaluation
+from kws.records import Run
+from kws.tables import POOLED, alone
+from shard_descriptors import partition
+from shard_descriptors.clips import ClipSet
+from shard_descriptors.corpus import SYNTHETIC, corpus_name, resolve_corpus
+from shard_descriptors.speech_commands import load
+from shard_descriptors.utterances import Utterance
+
+
+def apply_changes(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with the changes that `kws demo --change` was given (environment variable KWS_CHANGES)."""
+    return changed(config, [line for line in os.environ.get("KWS_CHANGES", "").splitlines() if line])
+
+
+def start_run() -> Run:
+    """The run directory that `kws demo` has made (environment variable KWS_RUN), or a new one in `runs/`."""
+    given = os.environ.get("KWS_RUN")
+    return Run(Path(given)) if given else Run.create(HOUSE / "runs")
+
+
+def suggested_rounds(shards: Mapping[str, Mapping[str, Any]]) -> int:
+    """Rounds after which "tiny" has learned what it can: synthetic speech is easy, people are not."""
+    return 10 if next(iter(shards.values()))["corpus"] == SYNTHETIC else 30
+
+
+def with_baselines() -> bool:
+    """Whether to train the baselines too: yes, unless the environment's KWS_BASELINES is 0."""
+    return os.environ.get("KWS_BASELINES", "1") != "0"
+
+
+def local_corpus(shards: Mapping[str, Mapping[str, Any]]) -> tuple[Utterance, ...]:
+    """The experimenter's own copy of the corpus that the sites share out.
+
+    Raises:
+        ValueError: it is another corpus than theirs, so that a comparison would mean nothing.
+    """
+    root = resolve_corpus()
+    utterances = load(root)
+    theirs = next(iter(shards.values()))
+    if partition.digest(utterances, theirs["of"], theirs["seed"]) != theirs["partition"]:
+        raise ValueError(
+            f"the sites train on {theirs['corpus']}, and this notebook has {corpus_name(root)} in {root}, which is not "
+            f"the same; set DATA to the same corpus before you start the notebook"
+        )
+    return utterances
+
+
+def train_shards(
+    utterances: Sequence[Utterance], shards: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[int, list[Utterance]]]:
+    """By site, the number of its shard and its training utterances."""
+    return {
+        site: (
+            s["shard"],
+            [u for u in partition.shard(utterances, s["shard"], s["of"], s["seed"]) if u.split == "train"],
+        )
+        for site, s in shards.items()
+    }
+
+
+def finish(
+    run: Run,
+    config: ExperimentConfig,
+    shards: Mapping[str, Mapping[str, Any]],
+    evaluations: Mapping[str, Evaluation],
+    seconds: float,
+) -> pd.DataFrame:
+    """Write the run's summary and show the results.
+
+    Args:
+        evaluations: of the test utterances: "federated", and the baselines that were trained.
+        seconds: how long the federation took, from submission to its end.
+    """
+    accuracies = {name: evaluation.accuracy for name, evaluation in evaluations.items()}
+    run.write_summary(
+        accuracy=accuracies["federated"],
+        macro_f1=evaluations["federated"].macro_f1,
+        pooled_accuracy=accuracies.get(POOLED),
+        local_accuracies={site: accuracies[alone(site)] for site in shards if alone(site) in accuracies},
+        rounds=config.training.rounds,
+        sites=list(shards),
+        seconds=seconds,
+        corpus=next(iter(shards.values()))["corpus"],
+        partition=next(iter(shards.values()))["partition"],
+        test_utterances=len(evaluations["federated"].labels),
+        test={name: evaluation.scalars() for name, evaluation in evaluations.items()},
+    )
+    return tables.results(run.summary()).round(3)
+
+
+def mistakes(evaluation: Evaluation, clips: ClipSet, labels: Sequence[str]) -> pd.DataFrame:
+    """The clips that the model got wrong: number, file, true label, answer."""
+    wrong = (evaluation.labels != evaluation.predictions).nonzero()[0]
+    return pd.DataFrame(
+        {
+            "clip": wrong,
+            "file": [clips.utterances[number].name for number in wrong],
+            "true": [labels[evaluation.labels[number]] for number in wrong],
+            "answered": [labels[evaluation.predictions[number]] for number in wrong],
+        }
+    )
+
+
+def listen(table: pd.DataFrame, clips: ClipSet) -> None:
+    """Show a player for each clip of a table of mistakes."""
+    from IPython.display import Audio, display
+
+    for row in table.itertuples():
+        print(f"{row.file}: {row.true}, answered {row.answered}")
+        display(Audio(clips.read([row.clip])[0], rate=16_000, normalize=True))

@@ -1,0 +1,42 @@
+"""Tables of a run, made from its metric lines."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+GLOBAL = "aggregator"
+"""The site name under which the mean over the sites is recorded."""
+POOLED = "pooled"
+"""The name of the baseline that has all recordings in one place."""
+SCORES = ("loss", "accuracy", "macro_f1")
+
+
+def alone(site: str) -> str:
+    """The name of the baseline that one site trains by itself."""
+    return f"{site} alone"
+
+
+def history(metrics: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    """One metric of one task: a row for each round, a column for each site."""
+    chosen = metrics[(metrics["task"] == task) & (metrics["metric"] == metric)]
+    return chosen.pivot_table(index="round", columns="site", values="value", aggfunc="last")
+
+
+def rounds(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Rounds by site: each site's own model before averaging, and the averaged model, on the validation speakers."""
+    columns = {}
+    for site in sorted(set(metrics["site"][metrics["task"] == "validate_local"]) - {GLOBAL}):
+        for score in SCORES:
+            columns[site, score] = history(metrics, "validate_local", score)[site]
+    for score in SCORES:
+        columns["average", score] = history(metrics, "validate_global", score).reindex(columns=[GLOBAL])[GLOBAL]
+    return pd.DataFrame(columns).rename_axis("round")
+
+
+def results(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Test scores of the federation and its baselines from a run's summary, with each one's share of the pooled."""
+    table = pd.DataFrame.from_dict(summary["test"], orient="index")
+    if POOLED in table.index:
+        table["of pooled"] = table["accuracy"] / table.loc[POOLED, "accuracy"]
+    return table.rename_axis("trained on")
