@@ -196,6 +196,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             logger.warning(
                 "refused: peer %s, name %s, role %s, method %s: %s",
                 unquote(context.peer()), caller.name, caller.role or "none", _short(method), refusal.reason,
+                extra={"site": caller.name if caller.role is Role.ENVOY else None},
             )  # fmt: skip
         return refusal
 

@@ -42,7 +42,7 @@ from openfl.transport.grpc.grpc_channel_options import channel_options
 
 from federation.access import Access, guards
 from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
-from federation.logs import configure_logging
+from federation.logs import configure_logging, log_fields
 from federation.router import AggregatorRouter
 from federation.settings import DirectorSettings, load_director
 from federation.state import ExperimentState
@@ -134,7 +134,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         try:
             self.aggregator = self._build_aggregator()
         except Exception as error:
-            logger.exception("experiment %s: its plan cannot be used", self.name)
+            logger.exception("experiment %s: its plan cannot be used", self.name, extra={"experiment": self.name})
             self.fail(f"the director cannot use the plan of {self.name}: {type(error).__name__}: {error}")
 
     def site_failed(self, site: str, reason: str) -> None:
@@ -213,7 +213,8 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
             )
             self.state.save(progress, last=aggregator.last_tensor_dict, best=aggregator.best_tensor_dict)
         except Exception as error:
-            logger.exception("experiment %s: round %d cannot be kept", self.name, aggregator.round_number)
+            about = {"experiment": self.name, "round": aggregator.round_number}
+            logger.exception("experiment %s: round %d cannot be kept", *about.values(), extra=about)
             self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error}")
 
 
@@ -258,7 +259,8 @@ class Director(EngineDirector):  # type: ignore[misc]
             if experiment.over:
                 self.experiments_registry[experiment.name] = experiment
                 continue
-            logger.info("experiment %s: goes on with round %d", experiment.name, state.progress().next_round)
+            about = {"experiment": experiment.name, "round": state.progress().next_round}
+            logger.info("experiment %s: goes on with round %d", *about.values(), extra=about)
             if experiment.status == Status.IN_PROGRESS:
                 experiment.prepare()  # before the first trainer that lives on asks for it
             self.experiments_registry.add(experiment)
@@ -269,7 +271,10 @@ class Director(EngineDirector):  # type: ignore[misc]
         offered = shard_info.get("sample_shape", []), shard_info.get("target_shape", [])
         wanted = list(self.sample_shape), list(self.target_shape)
         if offered != wanted:
-            logger.error("envoy %s: refused, its shapes are %s and this federation's are %s", name, offered, wanted)
+            logger.error(
+                "envoy %s: refused, its shapes are %s and this federation's are %s", name, offered, wanted,
+                extra={"site": name},
+            )  # fmt: skip
             return False
         shard_info["node_info"].setdefault("cuda_devices", [])
         self._shard_registry[name] = {
@@ -280,7 +285,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             "last_updated": time.time(),
         }
         self._heard[name] = time.monotonic()
-        logger.info("envoy %s: registered", name)
+        logger.info("envoy %s: registered", name, extra={"site": name})
         return True
 
     def update_envoy_status(self, *, envoy_name: str, **status: Any) -> int:
@@ -337,7 +342,8 @@ class Director(EngineDirector):  # type: ignore[misc]
             experiment = await self.experiments_registry.waiting.get()
             for collaborator in experiment.collaborators:
                 self.col_exp_queues[collaborator].put_nowait(experiment.name)
-            await experiment.start(lambda site: self._heard.get(site, self._started))
+            with log_fields(experiment=experiment.name):
+                await experiment.start(lambda site: self._heard.get(site, self._started))
 
     async def wait_experiment(self, envoy_name: str) -> str:
         """The name of the experiment that this envoy should work on: the one it left, or the next one."""
@@ -446,7 +452,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         """A site reports that it cannot go on."""
         if self.tls and self.get_caller(context) != request.collaborator_name:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "a site may only report its own failure")
-        logger.error("experiment %s: site %s failed", request.experiment_name, request.collaborator_name)
+        about = {"experiment": request.experiment_name, "site": request.collaborator_name}
+        logger.error("experiment %s: site %s failed", *about.values(), extra=about)
         self.director.set_experiment_failed(
             experiment_name=request.experiment_name,
             collaborator_name=request.collaborator_name,
@@ -499,8 +506,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one and prints it")
     parser.add_argument("--state", type=Path, help="folder in which experiments are kept over restarts")
     options = parser.parse_args(arguments)
-    configure_logging("director")
     try:
+        configure_logging("director")
         settings = load_director(
             options.config, listen_host=options.host, listen_port=options.port, state=options.state
         )

@@ -91,17 +91,17 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 continue
             told = False
             self.is_experiment_running = True
-            logger.info("experiment %s: starts", name)
-            failure = self._work_on(archive)
+            logger.info("experiment %s: starts", name, extra={"experiment": name})
+            failure = self._work_on(name, archive)
             self.is_experiment_running = False
             if failure:
-                logger.error("experiment %s: failed\n%s", name, failure)
+                logger.error("experiment %s: failed\n%s", name, failure, extra={"experiment": name})
                 try:
                     self.director_client.set_experiment_failed(name, error_description=failure)
                 except grpc.RpcError as error:
-                    logger.warning("the director was not told (%s)", error.details())
+                    logger.warning("the director was not told (%s)", error.details(), extra={"experiment": name})
             else:
-                logger.info("experiment %s: done", name)
+                logger.info("experiment %s: done", name, extra={"experiment": name})
 
     def send_health_check(self) -> None:
         """Tell the director every few seconds that this site is here; register again where it has forgotten."""
@@ -149,7 +149,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
     def _director(self) -> tuple[str, int]:
         return self.settings.director_host, self.settings.director_port
 
-    def _work_on(self, archive: bytes) -> str | None:
+    def _work_on(self, name: str, archive: bytes) -> str | None:
         """Run one experiment in a trainer process; why it failed, or None."""
         with tempfile.TemporaryDirectory(prefix=f"{self.name}-") as folder:
             package = Path(folder, "experiment.zip")
@@ -158,6 +158,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 shipped.extractall(folder)
             task = TrainerTask(
                 folder=folder,
+                experiment=name,
                 site=self.name,
                 director_host=self.settings.director_host,
                 director_port=self.settings.director_port,
@@ -219,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
             director_port=options.director_port,
             cpu_threads=options.cpu_threads,
         )
-        configure_logging(settings.name)
+        configure_logging(settings.name, site=settings.name)
         Envoy(settings).start()
     except (FederationError, ValueError, OSError) as error:
         sys.exit(f"envoy: {error}")

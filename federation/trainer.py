@@ -33,6 +33,7 @@ class TrainerTask:
     """What a trainer must know that is not in the shipped plan; `folder` is the unpacked experiment."""
 
     folder: str
+    experiment: str
     site: str
     director_host: str
     director_port: int
@@ -93,7 +94,7 @@ def run(task: TrainerTask) -> None:
 def main() -> None:
     """Read the task, leave with the envoy, write `failure.txt` on an error."""
     task = TrainerTask(**json.loads(sys.stdin.readline()))
-    configure_logging(f"{task.site}/trainer")
+    configure_logging(f"{task.site}/trainer", experiment=task.experiment, site=task.site)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         run(task)
