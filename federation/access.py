@@ -23,6 +23,7 @@ from cryptography import x509
 from federation.certificates import COMMAND, Role, name_and_role, read_certificate, read_crl
 from federation.errors import FederationError
 from federation.settings import DirectorSettings
+from federation.transfer import SERVICE
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,16 @@ _AGGREGATOR_SERVICE = {
     "GetAggregatedTensor": Rule(_ENVOY, "header.sender"),
     "SendLocalTaskResults": Rule(_ENVOY),  # a stream; the router has the name checked when it has read the whole
 }
+_MODELS_SERVICE = {  # the sites' names are in the messages; the server compares them with the certificates'
+    "Round": Rule(_ENVOY),
+    "Update": Rule(_ENVOY),
+    "Received": Rule(_ENVOY),
+    "Trained": _EXPERIMENTER,
+}
 RULES = {f"/openfl.director.Director/{method}": rule for method, rule in _DIRECTOR_SERVICE.items()} | {
     f"/openfl.aggregator.Aggregator/{method}": rule for method, rule in _AGGREGATOR_SERVICE.items()
 }
+RULES |= {f"/{SERVICE}/{method}": rule for method, rule in _MODELS_SERVICE.items()}
 """Every method that anyone may call; for the others gRPC answers that there are none."""
 
 
@@ -217,6 +225,12 @@ def guards(settings: DirectorSettings) -> tuple[Access, ...]:
     if not path.exists():
         logger.warning("no revocation list at %s: no certificate counts as revoked until there is one", path)
     return (Access(RevocationList(path, read_certificate(root))),)
+
+
+def certificate_name(context: Any) -> str | None:
+    """The name in the certificate behind a call; None in plain mode."""
+    shown = context.auth_context().get("x509_pem_cert")
+    return _caller(next(iter(shown))).name if shown else None
 
 
 @lru_cache(maxsize=256)

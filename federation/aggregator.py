@@ -9,24 +9,36 @@ Named in the plan (`aggregator.template`), so the engine builds it itself. Mends
 - aggregator.py:822: the average is turned into a delta and added back, which costs time and changes the last bits.
   Here the next round starts from the average itself.
 - aggregator.py:570: what a site sends is averaged as it comes, NaN and all. Here names, shapes and values are checked.
+- aggregator.py:645 and databases/tensor_db.py:231: every site's tensors are held in memory and stacked to be averaged.
+  Here they are files (`federation.models`), averaged block by block.
 - aggregator.py:429 `_straggler_cutoff_time_elapsed`: when the time of a round is up and too few sites are done, it goes
   on waiting. Here the experiment fails and says who is missing; and every round says who took part in it.
 - databases/tensor_db.py:137: see `federation.tensors`.
 """
 
+import json
 import logging
 import math
+import os
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from openfl.component import Aggregator as EngineAggregator
 from openfl.interface.aggregation_functions import WeightedAverage
-from openfl.utilities import TaskResultKey, TensorKey, change_tags
+from openfl.utilities import LocalTensor, TaskResultKey, change_tags
 
+from federation.models import ModelFile, best_path, round_path
+from federation.schedule import TRAIN
+from federation.state import Progress
 from federation.tensors import TensorStore
+from federation.transfer import Address, RoundOver
+from federation.updates import Update, average
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +69,6 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         self.minimum_sites = minimum_sites
         self.gone_seconds = gone_seconds
         self.authorized_cols: list[str] = []
-        self.tensor_db = TensorStore()
-        self._shapes: dict[str, tuple[int, ...]] = {}
         self._turn = threading.Condition()
         self._stopped = False
         self.best_model_score: float | None = None
@@ -69,8 +79,12 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         self.on_round: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         self.on_failure: Callable[[str], None] = lambda reason: None
+        self.model_file: ModelFile | None = None
+        self._updates: dict[str, Update] = {}
+        self._unchanged: frozenset[str] = frozenset()
         super().__init__(**settings)
-        self._sites = tuple(self.authorized_cols)
+        self.tensor_db = TensorStore()
+        self.sites = tuple(self.authorized_cols)
 
     @property
     def finished(self) -> bool:
@@ -89,46 +103,88 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
                     return None, round_number, 1, False  # the director is leaving: ask again, until it is back
                 self._turn.wait(deadline - time.monotonic())
 
-    def get_aggregated_tensor(
-        self,
-        collaborator_name: str,
-        tensor_name: str,
-        round_number: int,
-        report: bool,
-        tags: Any,
-        require_lossless: bool,
-    ) -> Any:
-        """The named tensor as a protobuf message; raises at once when it does not exist."""
-        key = TensorKey(tensor_name, self.uuid, round_number, report, tuple(tags))
-        array = self.tensor_db.get_tensor_from_cache(key)
-        if array is None:
-            raise ValueError(
-                f"no tensor {tensor_name} of round {round_number}; the current round is {self.round_number}"
-            )
-        return self._nparray_to_named_tensor(key, array, send_model_deltas=False, compress_lossless=True)
+    def model_for(self, round_number: int, held: int, offset: int) -> Iterator[bytes]:
+        """The model that a round starts with, from a byte on, without the tensors that `held`'s model had already.
+
+        Raises:
+            RoundOver: it is another round's turn.
+        """
+        with self.lock:
+            self._expect(round_number)
+            assert self.model_file is not None
+            known = self._unchanged if held == round_number - 1 else frozenset()
+            return self.model_file.chunks(offset, known, {"unchanged": json.dumps(sorted(known))})
+
+    def received(self, address: Address) -> int:
+        """How many bytes of an update have arrived.
+
+        Raises:
+            RoundOver: it is another round's turn.
+        """
+        self._expect(address.round)
+        path = self._update_path(address)
+        return path.stat().st_size if path.exists() else 0
+
+    def receive(self, address: Address, chunks: Iterator[bytes]) -> None:
+        """Keep an update, which may come in several parts, and check it when it is whole.
+
+        Raises:
+            RoundOver: it is another round's turn.
+            ValueError: it is not an update of this model; says which tensor.
+            OSError: it cannot be kept.
+        """
+        self._expect(address.round)
+        path, model = self._update_path(address), self.model_file
+        assert model is not None
+        limit = model.path.stat().st_size + 2**20
+        if not 0 < address.size <= limit:
+            raise ValueError(f"the update has {address.size} bytes; this model's have at most {limit}")
+        for other in path.parent.glob(f"*{path.suffix}"):
+            if other != path and other.stem.rpartition("-")[0] == path.stem.rpartition("-")[0]:
+                other.unlink(missing_ok=True)  # of a trainer that has gone
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+            if address.offset > file.seek(0, os.SEEK_END):
+                raise ValueError(f"offset {address.offset} lies behind what has arrived")
+            file.seek(address.offset)  # the same bytes come again, so two calls that overlap do no harm
+            for chunk in chunks:
+                self._expect(address.round)
+                if file.tell() + len(chunk) > address.size:
+                    raise ValueError(f"the update has more than the {address.size} bytes that it was to have")
+                file.write(chunk)
+            if file.tell() < address.size:
+                raise ValueError(f"the update ended after {file.tell()} of {address.size} bytes")
+        try:
+            update = Update(path, model)
+        except ValueError as error:
+            path.unlink()
+            logger.error("site %s: its update was refused: %s", address.site, error)
+            raise
+        with self.lock:
+            self._expect(address.round)
+            self._updates[address.site] = update
 
     def send_local_task_results(
         self, collaborator_name: str, round_number: int, task_name: str, data_size: int, named_tensors: Any
     ) -> None:
-        """Take the tensors and metrics of one site's task.
+        """Take the metrics of one site's task; what it has trained has come before, through `receive`.
 
         Raises:
-            ValueError: a trained tensor has a name, a shape or a value that it must not have; says which.
+            ValueError: there are other tensors than metrics, or the trained model has not come.
         """
-        self._check(named_tensors)
+        if any("metric" not in each.tags for each in named_tensors):
+            raise ValueError("only metrics travel with a task's results; models have a stream of their own")
+        if task_name == TRAIN and round_number == self.round_number and collaborator_name not in self._updates:
+            raise ValueError("the trained model has not arrived")
         super().send_local_task_results(collaborator_name, round_number, task_name, data_size, named_tensors)
 
-    def resume(self, next_round: int, best_round: int | None, best_score: float | None) -> None:
-        """Go on with a later engine round than the first; the initial tensors are the model of that round."""
-        if next_round == 0:
-            return
-        names = {name: TensorKey(name, self.uuid, 0, False, ("model",)) for name in self._shapes}
-        model: dict[str, Any] = {name: self.tensor_db.get_tensor_from_cache(key) for name, key in names.items()}
-        self.tensor_db = TensorStore()
-        self.tensor_db.cache_tensor({key._replace(round_number=next_round): model[name] for name, key in names.items()})
-        self.last_tensor_dict = model
-        self.round_number = self.last_round = next_round
-        self.best_round, self.best_model_score = best_round, best_score
+    def open(self, folder: Path, progress: Progress) -> None:
+        """Work in an experiment's folder, from the round that comes next; its model is there."""
+        self._folder = folder
+        shutil.rmtree(self._updates_folder, ignore_errors=True)
+        self._updates_folder.mkdir()
+        self.round_number, self.last_round = progress.next_round, progress.last_round
+        self.best_round, self.best_model_score = progress.best_round, progress.best_score
+        self.model_file = ModelFile(round_path(folder, self.last_round))
 
     def release(self) -> None:
         """Let every collaborator go that waits for work, without telling it to quit."""
@@ -168,21 +224,16 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
     def _time_to_quit(self) -> bool:
         return bool(self._stopped or self.round_number >= self.rounds_to_train)
 
-    def _check(self, named_tensors: Any) -> None:
-        trained = [each for each in named_tensors if "trained" in each.tags and "metric" not in each.tags]
-        if not trained:
-            return
-        names = {each.name for each in trained}
-        if names != self._shapes.keys():
-            raise ValueError(
-                f"the trained tensors are not the model's; they differ in {sorted(names ^ self._shapes.keys())}"
-            )
-        for each in trained:
-            shape = tuple(each.transformer_metadata[0].int_list)
-            if shape != self._shapes[each.name] or len(each.data_bytes) != 4 * math.prod(shape):
-                raise ValueError(f"tensor {each.name} has shape {shape}; the model's is {self._shapes[each.name]}")
-            if not np.isfinite(np.frombuffer(each.data_bytes, np.float32)).all():
-                raise ValueError(f"tensor {each.name} holds values that are not finite numbers")
+    def _expect(self, round_number: int) -> None:
+        if round_number != self.round_number or self._time_to_quit():
+            raise RoundOver(f"round {round_number + 1} is over")
+
+    @property
+    def _updates_folder(self) -> Path:
+        return self._folder / "updates"
+
+    def _update_path(self, address: Address) -> Path:
+        return self._updates_folder / f"{address.round}-{quote(address.site, safe='')}-{address.upload}.safetensors"
 
     def _straggler_cutoff_time_elapsed(self) -> None:
         """The time of the round is up: close it with those that are done, or fail when they are too few."""
@@ -201,15 +252,18 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
                     f"{', '.join(self.stragglers)}"
                 )
 
-    def _load_initial_tensors_from_dict(self, tensor_dict: dict[str, np.ndarray]) -> None:
-        self.tensor_db = TensorStore()
-        self._shapes = {name: tuple(array.shape) for name, array in tensor_dict.items()}
-        super()._load_initial_tensors_from_dict(tensor_dict)
-
     def _end_of_round_check(self) -> None:
-        for site in self._sites if self.round_number < self.rounds_to_train - 1 else ():
+        for site in self.sites if self.round_number < self.rounds_to_train - 1 else ():
             self._record("round", "took_part", float(site in self.collaborators_done), origin=site)
-        super()._end_of_round_check()
+        try:
+            super()._end_of_round_check()
+        except OSError as error:
+            self.on_failure(f"the director cannot keep round {self.round_number + 1}: {error}")
+            return
+        self.model_file = ModelFile(round_path(self._folder, self.last_round))
+        self._updates = {}
+        for path in self._updates_folder.iterdir():
+            path.unlink()
         self.on_round()
         self._finished = bool(self.round_number >= self.rounds_to_train)
         with self._turn:
@@ -224,18 +278,45 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
             site: self.collaborator_task_weight[TaskResultKey(task_name, site, self.round_number)] for site in sites
         }
         weights = {site: size / sum(sizes.values()) for site, size in sizes.items()}
-        average = self.assigner.get_aggregation_type_for_task(task_name) or WeightedAverage()
         for sent in self.collaborator_tasks_results[TaskResultKey(task_name, sites[0], self.round_number)]:
             key = sent._replace(tags=change_tags(sent.tags, remove_field=sites[0]))
-            is_metric = "metric" in key.tags
-            value = self.tensor_db.get_aggregated_tensor(key, weights, WeightedAverage() if is_metric else average)
-            if is_metric:
-                self._record(task_name, key.tensor_name, float(value))
-                if "validate_agg" in key.tags and key.tensor_name == self._best_metric:
-                    self._keep_if_best(float(value))
-            elif "trained" in key.tags:
-                trained = TensorKey(key.tensor_name, self.uuid, self.round_number + 1, False, ("model",))
-                self.tensor_db.cache_tensor({trained: value.astype(np.float32)})
+            value = float(self.tensor_db.get_aggregated_tensor(key, weights, WeightedAverage()))
+            self._record(task_name, key.tensor_name, value)
+            if "validate_agg" in key.tags and key.tensor_name == self._best_metric:
+                self._keep_if_best(value)
+        if task_name == TRAIN:
+            self._average(weights)
+
+    def _average(self, weights: dict[str, float]) -> None:
+        """Make the next round's model of the sites' updates."""
+        assert self.model_file is not None
+        self._unchanged = average(
+            round_path(self._folder, self.round_number + 1),
+            self.model_file,
+            [self._updates[site] for site in weights],
+            list(weights.values()),
+            self._rule(list(weights)),
+        )
+        self.last_round = self.round_number + 1
+
+    def _rule(self, sites: Sequence[str]) -> Callable[..., np.ndarray] | None:
+        """The plan's aggregation function, if it is not the mean, as `federation.updates.average` calls it."""
+        function = self.assigner.get_aggregation_type_for_task(TRAIN)
+        if function is None or isinstance(function, WeightedAverage):
+            return None
+
+        def rule(name: str, arrays: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+            assert self.model_file is not None
+            local = [LocalTensor(*each) for each in zip(sites, arrays, weights, strict=True)]
+            row = {
+                "round": self.round_number,
+                "nparray": self.model_file[name],
+                "tensor_name": name,
+                "tags": ("model",),
+            }
+            return np.asarray(function(local, iter([row]), name, self.round_number, ("trained",)))
+
+        return rule
 
     def _record(self, task_name: str, metric: str, value: float, origin: str = "aggregator") -> None:
         self.metric_queue.put(
@@ -251,16 +332,16 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
     def _keep_if_best(self, score: float) -> None:
         """Of equal scores the later one counts, since that model has learned longer."""
         if self.best_model_score is None or self._best_sign * score >= self._best_sign * self.best_model_score:
+            assert self.model_file is not None
+            path = best_path(self._folder, self.round_number)
+            unfinished = path.with_name(f".{path.name}")
+            unfinished.unlink(missing_ok=True)
+            try:
+                unfinished.hardlink_to(self.model_file.path)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self.model_file.path, unfinished)
+            unfinished.replace(path)
             self.best_model_score, self.best_round = score, self.round_number
-            self._save_model(self.round_number, self.best_state_path)
 
     def _save_model(self, round_number: int, file_path: str) -> None:
-        """Keep the model of a round as the best or the last one; the round that only measures makes none."""
-        keys = [TensorKey(name, self.uuid, round_number, False, ("model",)) for name in self._shapes]
-        tensors = {key.tensor_name: self.tensor_db.get_tensor_from_cache(key) for key in keys}
-        if any(array is None for array in tensors.values()):
-            return
-        if file_path == self.best_state_path:
-            self.best_tensor_dict = tensors
-        else:
-            self.last_tensor_dict, self.last_round = tensors, round_number
+        """Nothing is left to save: the average is written where it is kept."""

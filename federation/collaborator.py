@@ -4,38 +4,51 @@ Mends, with the engine's file and line:
 
 - component/collaborator/collaborator.py:246 `do_task`: a task that raises does not say where. Here the error names
   site, round and task.
+- collaborator.py:297 and :415: a call for each tensor of the model, for each task. Here the model of a round comes
+  once, as a stream (`federation.transfer`), stays on disk, and is loaded once, also for two tasks.
 - transport/grpc/aggregator_client.py:137: a new channel is opened for every tensor. Here one channel lasts.
 - aggregator_client.py:155 `_resend_data_on_reconnection`: an error of the aggregator is retried for ever, without a
-  pause. Here only a connection that is down is retried, until `give_up_after`; anything else is raised.
+  pause. Here only a connection that is down is retried, until `GIVE_UP_AFTER`; anything else is raised.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 from openfl.component import Collaborator as EngineCollaborator
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, utils
 from openfl.transport import AggregatorGRPCClient
 
+from federation.channels import connect
 from federation.errors import FederationError
+from federation.models import Packed
 from federation.schedule import TASK_NAMES, finished_rounds
+from federation.settings import Certificates
 from federation.tensors import TensorStore
+from federation.transfer import RoundOver, SiteTransfers, keep_trying
+from federation.updates import Encoder
 
 logger = logging.getLogger(__name__)
-
-CONNECTION_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""What a call ends with when the director was killed, or was stopped, in the middle of it."""
 
 
 class Collaborator(EngineCollaborator):  # type: ignore[misc]
     """The engine's collaborator with a plain tensor store and errors that say where they happened."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, update_format: str = "float32", **settings: Any) -> None:
         super().__init__(**settings)
         self.tensor_db = TensorStore()
-        self._sent: dict[tuple[str, int], Any] = {}
+        self.transfers: SiteTransfers = self.client.transfers(self.collaborator_name)
+        self._encoder = Encoder(update_format)
+        self._round = -1
+        self._sent: dict[str, tuple[Packed | None, dict[Any, np.ndarray]]] = {}
+        self._trained: dict[str, np.ndarray] = {}
+        runner = self.task_runner
+        self._adapter = runner.framework_adapter = _LoadsOnce(runner.framework_adapter)
+        for group, tensors in runner.required_tensorkeys_for_function.items():
+            runner.required_tensorkeys_for_function[group] = dict.fromkeys(tensors)  # names; it kept the tensors
 
     def do_task(self, task: Any, round_number: int) -> None:
         """Run one task of one round.
@@ -46,65 +59,95 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
         where = f"round {finished_rounds(task.name, round_number)}, task {TASK_NAMES[task.name]}"
         logger.info("%s: starts", where)
         started = time.monotonic()
+        if round_number != self._round:
+            self._round, self._sent, self._trained, self._adapter.loaded = round_number, {}, {}, None
         try:
-            if (task.name, round_number) in self._sent:  # the director has lost it: the same again, not another epoch
-                super().send_task_results(self._sent[task.name, round_number], round_number, task.name)
+            if task.name in self._sent:  # the director has lost it: the same again, not another epoch
+                self._send(task.name, round_number)
             else:
                 super().do_task(task, round_number)
+        except RoundOver as over:
+            logger.warning("%s: %s", where, over)
         except Exception as error:
             raise FederationError(f"site {self.collaborator_name}, {where}: {type(error).__name__}: {error}") from error
         logger.info("%s: took %.1f s", where, time.monotonic() - started)
 
+    def get_numpy_dict_for_tensorkeys(self, tensor_keys: Any) -> Any:
+        """The model of the round, or what this site has trained in it."""
+        key = tensor_keys[0]
+        return self.transfers.model(key.round_number) if "model" in key.tags else self._trained
+
     def send_task_results(self, tensor_dict: Any, round_number: int, task_name: str) -> None:
-        """Send a task's tensors and metrics, and keep them as long as the round may be asked for again."""
-        self._sent = {key: kept for key, kept in self._sent.items() if key[1] == round_number}
-        self._sent[task_name, round_number] = tensor_dict
-        super().send_task_results(tensor_dict, round_number, task_name)
+        """Send a task's model and metrics, and keep them as long as the round may be asked for again."""
+        self.tensor_db = TensorStore()  # the engine has put them there, too
+        metrics = {key: value for key, value in tensor_dict.items() if "metric" in key.tags}
+        packed = None
+        trained = {key.tensor_name: value for key, value in tensor_dict.items() if key not in metrics}
+        if trained:
+            self._trained = self._adapter.loaded = trained
+            packed = self._encoder.encode(trained, self.transfers.model(round_number))
+        self._sent[task_name] = packed, metrics
+        self._send(task_name, round_number)
+
+    def _send(self, task_name: str, round_number: int) -> None:
+        packed, metrics = self._sent[task_name]
+        if packed:
+            self.transfers.send(round_number, packed)
+        super().send_task_results(metrics, round_number, task_name)
+
+
+class _LoadsOnce:
+    """A framework adapter that does not load what the model holds already."""
+
+    def __init__(self, adapter: Any) -> None:
+        self._adapter = adapter
+        self.loaded: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
+
+    def set_tensor_dict(self, model: Any, tensors: Any, *optimizer: Any, **settings: Any) -> None:
+        """Put tensors into the model."""
+        if tensors is not self.loaded:
+            self._adapter.set_tensor_dict(model, tensors, *optimizer, **settings)
+        self.loaded = tensors
 
 
 class AggregatorClient(AggregatorGRPCClient):  # type: ignore[misc]
     """The engine's client on one lasting channel.
 
-    A connection that is down is tried again every second, at most `give_up_after` seconds.
+    A connection that is down is tried again every second, at most `federation.transfer.GIVE_UP_AFTER` seconds.
     """
 
-    give_up_after = 600.0
-
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         super().__init__(**settings)
+        self._folder = folder
         self.stub = aggregator_pb2_grpc.AggregatorStub(self.channel)
+
+    def transfers(self, site: str) -> SiteTransfers:
+        """How this site's models travel; they lie in the experiment's folder."""
+        return SiteTransfers(self.channel, self.federation_uuid, site, self._folder)
+
+    def create_insecure_channel(self, uri: str) -> grpc.Channel:
+        """A channel with this package's options."""
+        return connect(uri, Certificates())
+
+    def create_tls_channel(
+        self, uri: str, root_certificate: str, disable_client_auth: bool, certificate: str, private_key: str
+    ) -> grpc.Channel:
+        """A channel with this package's options; the site always shows its certificate."""
+        return connect(uri, Certificates(Path(root_certificate), Path(private_key), Path(certificate)))
 
     def get_tasks(self, collaborator_name: str) -> tuple[Any, int, int, bool]:
         """Tasks, round, seconds to sleep, quit."""
         self._set_header(collaborator_name)
-        reply = self._call(lambda: self.stub.GetTasks(aggregator_pb2.GetTasksRequest(header=self.header)))
+        reply = keep_trying(lambda: self.stub.GetTasks(aggregator_pb2.GetTasksRequest(header=self.header)))
         return reply.tasks, reply.round_number, reply.sleep_time, reply.quit
-
-    def get_aggregated_tensor(
-        self,
-        collaborator_name: str,
-        tensor_name: str,
-        round_number: int,
-        report: bool,
-        tags: Any,
-        require_lossless: bool,
-    ) -> Any:
-        """One tensor of the aggregated model as a protobuf message."""
-        self._set_header(collaborator_name)
-        request = aggregator_pb2.GetAggregatedTensorRequest(
-            header=self.header,
-            tensor_name=tensor_name,
-            round_number=round_number,
-            report=report,
-            tags=tags,
-            require_lossless=require_lossless,
-        )
-        return self._call(lambda: self.stub.GetAggregatedTensor(request)).tensor
 
     def send_local_task_results(
         self, collaborator_name: str, round_number: int, task_name: str, data_size: int, named_tensors: Any
     ) -> None:
-        """Send the tensors and metrics of one task."""
+        """Send the metrics of one task."""
         self._set_header(collaborator_name)
         results = aggregator_pb2.TaskResults(
             header=self.header,
@@ -113,18 +156,4 @@ class AggregatorClient(AggregatorGRPCClient):  # type: ignore[misc]
             data_size=data_size,
             tensors=named_tensors,
         )
-        self._call(lambda: self.stub.SendLocalTaskResults(utils.proto_to_datastream(results, self.logger)))
-
-    def _call(self, send: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + self.give_up_after
-        told = False
-        while True:
-            try:
-                return send()
-            except grpc.RpcError as error:
-                if error.code() not in CONNECTION_LOST or time.monotonic() > deadline:
-                    raise FederationError(f"the director at {self.uri} answered: {error.details()}") from error
-                if not told:
-                    logger.warning("the director at %s is out of reach (%s); trying again", self.uri, error.details())
-                told = True
-                time.sleep(1.0)
+        keep_trying(lambda: self.stub.SendLocalTaskResults(utils.proto_to_datastream(results, self.logger)))

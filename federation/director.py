@@ -40,12 +40,14 @@ from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grp
 from openfl.transport import DirectorGRPCServer as EngineServer
 from openfl.transport.grpc.grpc_channel_options import channel_options
 
-from federation.access import Access, guards
+from federation.access import Access, certificate_name, guards
 from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import configure_logging, log_fields
+from federation.models import ModelFile
 from federation.router import AggregatorRouter
 from federation.settings import DirectorSettings, load_director
 from federation.state import ExperimentState
+from federation.transfer import ModelServer
 
 logger = logging.getLogger(__name__)
 
@@ -191,9 +193,8 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
             with chdir(folder):  # the engine reads the plan's pickles from the working folder
                 plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
                 plan.authorized_cols = list(self.collaborators)
-                aggregator = plan.get_aggregator(self.state.last_model())
-        progress = self.state.progress()
-        aggregator.resume(progress.next_round, progress.best_round, progress.best_score)
+                aggregator = plan.get_aggregator({})  # the model stays on disk
+        aggregator.open(self.state.folder, self.state.progress())
         aggregator.metric_queue = self.metrics
         aggregator.on_round = self._save_round
         aggregator.on_change = self.notify
@@ -211,7 +212,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
                 best_round=aggregator.best_round,
                 best_score=aggregator.best_model_score,
             )
-            self.state.save(progress, last=aggregator.last_tensor_dict, best=aggregator.best_tensor_dict)
+            self.state.save(progress)
         except Exception as error:
             about = {"experiment": self.name, "round": aggregator.round_number}
             logger.exception("experiment %s: round %d cannot be kept", *about.values(), extra=about)
@@ -299,7 +300,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         *,
         experiment_name: str,
         sender_name: str,
-        tensor_dict: dict[str, Any],
+        initial_model: Path,
         collaborator_names: Any,
         experiment_archive_path: Path,
     ) -> bool:
@@ -321,19 +322,19 @@ class Director(EngineDirector):  # type: ignore[misc]
             "submitted": time.time(),
         }
         try:
-            state = ExperimentState.create(self._state_root, experiment_archive_path, tensor_dict, about)
+            state = ExperimentState.create(self._state_root, experiment_archive_path, initial_model, about)
         except OSError as error:
             raise SubmissionRefused(f"the director cannot keep the experiment: {error}") from error
         self.experiments_registry.add(Experiment(state))
         return True
 
-    def get_trained_model(self, experiment_name: str, caller: str, model_type: str) -> dict[str, Any] | None:
+    def get_trained_model(self, experiment_name: str, caller: str, model_type: str) -> ModelFile | None:
         """The "best" or the "last" model, or None when there is none yet."""
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
             return None
         if model_type == "best":
-            return experiment.state.best_model() or None
+            return experiment.state.best_model()
         return experiment.state.last_model() if experiment.state.progress().last_round else None
 
     async def start_experiment_execution_loop(self) -> None:
@@ -415,6 +416,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
         router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
+        models = ModelServer(self.director.experiments_registry.aggregator_of, self._trained, certificate_name)
+        self.server.add_generic_rpc_handlers((models.handler(),))
         try:
             port = self._bind()
         except RuntimeError as error:
@@ -422,6 +425,10 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         logger.info("listening on %s:%d", self.listen_uri.rsplit(":", 1)[0], port)
         await self.server.start()
         await self.server.wait_for_termination()
+
+    def _trained(self, experiment: str, kind: str, context: Any) -> ModelFile | None:
+        model: ModelFile | None = self.director.get_trained_model(experiment, self.get_caller(context), kind)
+        return model
 
     def _bind(self) -> int:
         if not self.tls:
@@ -434,11 +441,41 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         return int(self.server.add_secure_port(self.listen_uri, credentials))
 
     async def SetNewExperiment(self, stream: Any, context: Any) -> Any:  # noqa: N802
-        """Take an experiment from a notebook, or say why not."""
+        """Take an experiment from a notebook, or say why not.
+
+        Each message holds a part of the archive or, in `model_proto.tensors[0].data_bytes`, of the initial model.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="submission-", dir=self.root_dir))
+        archive, model = folder / "experiment.zip", folder / "model.safetensors"
+        request = director_pb2.ExperimentInfo()
         try:
-            return await super().SetNewExperiment(stream, context)
+            with archive.open("wb") as archive_file, model.open("wb") as model_file:
+                async for request in stream:
+                    archive_file.write(request.experiment_data.npbytes)
+                    for part in request.model_proto.tensors:
+                        model_file.write(part.data_bytes)
+            ModelFile(model)
+            await self.director.set_new_experiment(
+                experiment_name=request.name,
+                sender_name=self.get_caller(context),
+                initial_model=model,
+                collaborator_names=request.collaborator_names,
+                experiment_archive_path=archive,
+            )
         except SubmissionRefused as refusal:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the initial model cannot be used: {error}")
+        except OSError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the director cannot keep the experiment: {error}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        logger.info("experiment %s: submitted by %s", request.name, self.get_caller(context))
+        return director_pb2.SetNewExperimentResponse(accepted=True)
+
+    async def GetTrainedModel(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Not here: models have streams of their own."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "models travel by federation.Models")
 
     async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Metrics to a notebook; ends with an error if the experiment did."""

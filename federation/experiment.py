@@ -5,6 +5,8 @@ Mends, with the engine's file and line:
 - interface/interactive_api/experiment.py:467 `_pack_the_workspace`: zips the whole working folder of the notebook, data
   and results included. Here an experiment ships its plan, its pickles and the source files of one package.
 - experiment.py:262 `prepare_workspace_distribution`: also ships `pip freeze`. Here nothing is installed anywhere.
+- transport/grpc/director_client.py:355: every chunk of the archive carries the whole initial model. Here it travels
+  once.
 - experiment.py:200 `stream_metrics`: only logs. Here metrics are values, and a failure is an exception.
 - federated/plan/plan.py:309: identical plans share an id. Here each experiment's plan is salted.
 """
@@ -13,7 +15,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +26,18 @@ import numpy as np
 from openfl.federated import Plan
 from openfl.interface.interactive_api.experiment import FLExperiment, ModelInterface, TaskInterface
 from openfl.interface.interactive_api.federation import Federation as EngineFederation
+from openfl.protocols import base_pb2, director_pb2, director_pb2_grpc
+from openfl.protocols.interceptors import headers_adder
 from openfl.transport.grpc.director_client import DirectorClient
 
+from federation.channels import connect
 from federation.errors import REFUSALS, ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import quieten_engine
+from federation.models import CHUNK, Packed, Piece
 from federation.policy import RoundPolicy
 from federation.schedule import TASK_NAMES, RoundSchedule, finished_rounds
 from federation.settings import Certificates
+from federation.transfer import fetch_trained
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Federation:
                 api_cert=paths.as_strings()["certificate"],
                 api_private_key=paths.as_strings()["private_key"],
             )
+            self._engine.dir_client = _Client(f"{host}:{port}", paths, client_id)
         except grpc.RpcError as error:
             if error.code().name in REFUSALS:
                 raise FederationError(f"the director at {host}:{port} refuses: {error.details()}") from error
@@ -182,7 +190,7 @@ class Federation:
 class Experiment:
     """An accepted experiment, by its name."""
 
-    def __init__(self, client: DirectorClient, name: str) -> None:
+    def __init__(self, client: "_Client", name: str) -> None:
         self._client = client
         self.name = name
 
@@ -209,21 +217,47 @@ class Experiment:
 
     def best_weights(self) -> dict[str, np.ndarray]:
         """The trained tensors that scored best in the aggregated validation."""
-        return self._weights(self._client.get_best_model, "was validated")
+        return self._weights("best", "was validated")
 
     def last_weights(self) -> dict[str, np.ndarray]:
         """The average after the last round of training."""
-        return self._weights(self._client.get_last_model, "has finished a round")
+        return self._weights("last", "has finished a round")
 
     def cancel(self) -> None:
         """End the experiment, whether it waits or runs; its readers are told."""
         self._client.remove_experiment_data(self.name)
 
-    def _weights(self, get: Callable[[str], dict[str, np.ndarray]], what: str) -> dict[str, np.ndarray]:
-        weights = get(self.name)
-        if not weights:
-            raise FederationError(f"experiment {self.name} has no such model yet: none {what} ({self.status()})")
-        return weights
+    def _weights(self, kind: str, what: str) -> dict[str, np.ndarray]:
+        with tempfile.TemporaryDirectory(prefix="model-") as folder:
+            model = fetch_trained(self._client.named_channel, self.name, kind, Path(folder, "model.safetensors"))
+            if model is None:
+                raise FederationError(f"experiment {self.name} has no such model yet: none {what} ({self.status()})")
+            return dict(model)
+
+
+class _Client(DirectorClient):  # type: ignore[misc]
+    """The engine's client on a channel with this package's options; the initial model travels once, in chunks."""
+
+    def __init__(self, address: str, certificates: Certificates, client_id: str) -> None:
+        self.channel = connect(address, certificates)  # in plain mode the caller says its name itself
+        self.named_channel = grpc.intercept_channel(self.channel, headers_adder({"client_id": client_id}))
+        self.stub = director_pb2_grpc.DirectorStub(self.named_channel)
+
+    def set_new_experiment(self, name: str, col_names: Any, arch_path: str, initial_tensor_dict: Any) -> Any:
+        """Submit an experiment; gRPC's error says why the director refuses it."""
+        model = Packed({name: Piece.of(array) for name, array in initial_tensor_dict.items()})
+        return self.stub.SetNewExperiment(self._messages(name, list(col_names), Path(arch_path), model))
+
+    @staticmethod
+    def _messages(name: str, sites: list[str], archive: Path, model: Packed) -> Iterator[Any]:
+        def message(**content: Any) -> Any:
+            return director_pb2.ExperimentInfo(name=name, collaborator_names=sites, **content)
+
+        with archive.open("rb") as file:
+            while part := file.read(CHUNK):
+                yield message(experiment_data=director_pb2.ExperimentData(size=len(part), npbytes=part))
+        for part in model.chunks():
+            yield message(model_proto=base_pb2.ModelProto(tensors=[base_pb2.NamedTensor(data_bytes=part)]))
 
 
 class _Submission(FLExperiment):  # type: ignore[misc]

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 from openfl.transport import AggregatorGRPCServer
 
 logger = logging.getLogger(__name__)
+
+MAX_RESULTS = 16 * 2**20
+"""Bytes of metrics that a site may send for one task."""
 
 
 class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[misc]
@@ -31,16 +35,24 @@ class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[
         return self._server(request, context).GetTasks(request, context)
 
     def GetAggregatedTensor(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """One tensor of the current model."""
-        return self._server(request, context).GetAggregatedTensor(request, context)
+        """Not here: models have streams of their own."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "models travel by federation.Models")
 
     def SendLocalTaskResults(self, request: Iterator[Any], context: Any) -> Any:  # noqa: N802
-        """Tensors and metrics of one finished task.
+        """Metrics of one finished task.
 
         Joins the chunks once; the engine adds each to what came before (protocols/utils.py:310), which is quadratic.
         """
+        content = bytearray()
+        for chunk in request:
+            content += chunk.npbytes
+            if len(content) > MAX_RESULTS:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the results are larger than {MAX_RESULTS} bytes")
         results = aggregator_pb2.TaskResults()
-        results.ParseFromString(b"".join(chunk.npbytes for chunk in request))
+        try:
+            results.ParseFromString(bytes(content))
+        except DecodeError:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "these are no results of a task")
         server = self._server(results, context)
         server.validate_collaborator(results, context)
         server.check_request(results)

@@ -1,9 +1,9 @@
 """What the director keeps of an experiment on disk, so that it can be killed at any time and go on.
 
 A folder per experiment: `experiment.json` (what was submitted), `experiment.zip` (the shipped workspace),
-`metrics.jsonl`, `progress.json` (how far it has come), and the models that `progress.json` names, `round-N.safetensors`
-and `best-N.safetensors`. A file is replaced in one step, models before the progress that names them: a kill leaves the
-state before a round or after it.
+`metrics.jsonl`, `progress.json` (how far it has come), the models that `progress.json` names, `round-N.safetensors` and
+`best-N.safetensors`, and in `updates/` what the sites have sent in the running round. A file is replaced in one step,
+models before the progress that names them: a kill leaves the state before a round or after it.
 """
 
 import json
@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
-
-Tensors = Mapping[str, np.ndarray]
+from federation.models import ModelFile, best_path, round_path
 
 
 @dataclass(frozen=True)
@@ -48,15 +45,16 @@ class ExperimentState:
         self._lock = threading.RLock()  # rounds end in the collaborators' threads, experiments in the director's
 
     @classmethod
-    def create(cls, root: Path, archive: Path, tensors: Tensors, about: Mapping[str, Any]) -> "ExperimentState":
-        """Keep a submitted experiment: all of it, or nothing."""
+    def create(cls, root: Path, archive: Path, model: Path, about: Mapping[str, Any]) -> "ExperimentState":
+        """Keep a submitted experiment, its archive and its initial model (both are moved): all of it, or nothing."""
         folder = root / quote(about["name"], safe="")
         unfinished = cls(folder.with_name(f".{folder.name}"))
         shutil.rmtree(unfinished.folder, ignore_errors=True)
         unfinished.folder.mkdir(parents=True)
         shutil.move(archive, unfinished.archive)
         _write(unfinished.folder / "experiment.json", json.dumps(about).encode())
-        unfinished.save(Progress(), last=tensors)
+        shutil.move(model, round_path(unfinished.folder, 0))
+        unfinished.save(Progress())
         unfinished.folder.rename(folder)
         return cls(folder)
 
@@ -75,23 +73,28 @@ class ExperimentState:
         """How far it has come."""
         return Progress(**json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
 
-    def save(self, progress: Progress, last: Tensors | None = None, best: Tensors | None = None) -> None:
-        """Save models, then the progress that names them, then forget older models."""
+    def save(self, progress: Progress) -> None:
+        """Save the progress; its models are on disk. Older models are forgotten."""
         with self._lock:
-            self._save(progress, last, best)
+            _write(self.folder / "progress.json", json.dumps(asdict(progress)).encode())
+            named = (self._last(progress), self._best(progress))
+            for path in self.folder.glob("*.safetensors"):
+                if path not in named:
+                    path.unlink()
 
     def end(self, status: str, failure: str | None = None) -> None:
         """Say how it stands, or how it ended."""
         with self._lock:
-            self._save(replace(self.progress(), status=status, failure=failure), None, None)
+            self.save(replace(self.progress(), status=status, failure=failure))
 
-    def last_model(self) -> dict[str, np.ndarray]:
+    def last_model(self) -> ModelFile:
         """The newest model; the initial one before the first round."""
-        return self._load(_model_names(self.progress())[0])
+        return ModelFile(self._last(self.progress()))
 
-    def best_model(self) -> dict[str, np.ndarray]:
-        """The best model; empty before the first validation."""
-        return self._load(_model_names(self.progress())[1])
+    def best_model(self) -> ModelFile | None:
+        """The best model; None before the first validation."""
+        path = self._best(self.progress())
+        return ModelFile(path) if path.exists() else None
 
     def add_metric(self, metric: Mapping[str, Any]) -> None:
         """Append one metric."""
@@ -110,28 +113,11 @@ class ExperimentState:
         """Forget the experiment."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _save(self, progress: Progress, last: Tensors | None, best: Tensors | None) -> None:
-        kept = _model_names(self.progress()) if (self.folder / "progress.json").exists() else ()
-        named = dict(zip(_model_names(progress), (last, best), strict=True))
-        for name, tensors in named.items():
-            if tensors and name not in kept:
-                whole = {tensor: np.ascontiguousarray(array) for tensor, array in tensors.items()}
-                save_file(whole, self.folder / f".{name}")
-                (self.folder / f".{name}").replace(self.folder / name)
-        _write(self.folder / "progress.json", json.dumps(asdict(progress)).encode())
-        for path in self.folder.glob("*.safetensors"):
-            if path.name not in named:
-                path.unlink()
+    def _last(self, progress: Progress) -> Path:
+        return round_path(self.folder, progress.last_round)
 
-    def _load(self, name: str) -> dict[str, np.ndarray]:
-        if not (self.folder / name).exists():
-            return {}
-        loaded: dict[str, np.ndarray] = load_file(self.folder / name)
-        return loaded
-
-
-def _model_names(progress: Progress) -> tuple[str, str]:
-    return f"round-{progress.last_round}.safetensors", f"best-{progress.best_round}.safetensors"
+    def _best(self, progress: Progress) -> Path:
+        return best_path(self.folder, progress.best_round)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -78,6 +78,7 @@ def run(task: TrainerTask) -> None:
 
     plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
     client = AggregatorClient(
+        folder=Path(task.folder),
         agg_addr=task.director_host,
         agg_port=task.director_port,
         tls=task.certificates["root_certificate"] is not None,

@@ -18,7 +18,7 @@ from federation.policy import RoundPolicy
 from federation.settings import Certificates, certificates_beside, load_director
 from kws import HOUSE
 from kws.config import ExperimentConfig
-from kws.model import Classifier, build_model, load_weights, trained_weights
+from kws.model import Classifier, build_model, load_weights, trained_tensors
 from kws.records import Run
 from kws.training import build_optimizer, evaluate, train_round
 from shard_descriptors.labels import LABELS
@@ -29,8 +29,8 @@ class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
 
     @staticmethod
     def get_tensor_dict(model: Classifier, optimizer: Any = None) -> dict[str, np.ndarray]:
-        """The trained tensors by name."""
-        return trained_weights(model)
+        """The trained tensors by name; not copied, since they are sent before the model changes again."""
+        return trained_tensors(model)
 
     @staticmethod
     def set_tensor_dict(

@@ -68,13 +68,21 @@ def build_model(recipe: ModelRecipe, seed: int, labels: Sequence[str]) -> Classi
     return Classifier(network, extractor)
 
 
-def trained_weights(model: Classifier) -> dict[str, np.ndarray]:
-    """The tensors that training changes, by name: float32 copies on the CPU. Only these are federated."""
+def trained_tensors(model: Classifier) -> dict[str, np.ndarray]:
+    """The tensors that training changes, by name, float32. Only these are federated.
+
+    On the CPU they are the model's own memory and change with it.
+    """
     return {
-        name: parameter.detach().cpu().numpy().copy()
+        name: parameter.detach().cpu().numpy()
         for name, parameter in model.network.named_parameters()
         if parameter.requires_grad
     }
+
+
+def trained_weights(model: Classifier) -> dict[str, np.ndarray]:
+    """Copies of the trained tensors."""
+    return {name: array.copy() for name, array in trained_tensors(model).items()}
 
 
 def load_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
@@ -90,11 +98,10 @@ def load_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            if parameter.shape != weights[name].shape:
-                raise ModelError(
-                    f"{name} has shape {tuple(weights[name].shape)}; this model's is {tuple(parameter.shape)}"
-                )
-            parameter.copy_(torch.from_numpy(np.array(weights[name])))
+            array = weights[name]  # read from disk now, if it is there
+            if parameter.shape != array.shape:
+                raise ModelError(f"{name} has shape {tuple(array.shape)}; this model's is {tuple(parameter.shape)}")
+            parameter.copy_(torch.from_numpy(np.require(array, requirements=["C", "W"])))
 
 
 def save_pretrained(model: Classifier, folder: Path) -> None:
