@@ -19,7 +19,12 @@ from openfl.protocols import utils
 from openfl.transport import DirectorGRPCServer as EngineServer
 from openfl.utilities import TensorKey, add_log_level
 
+from federation.aggregator import Aggregator
+from federation.models import ModelFile, best_path, round_path, save
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, RoundSchedule
+from federation.state import Progress
+from federation.transfer import Address
+from federation.updates import Encoder
 
 add_log_level("METRIC", 25)  # the engine's launchers do it
 SITES = {"small": 1, "large": 3}
@@ -53,10 +58,11 @@ def aggregator(
     kind: Callable[..., Any],
     folder: Path,
     rounds: int = 1,
-    weights: np.ndarray | None = None,
+    initial: Mapping[str, Any] | None = None,
     cutoff: tuple[float, int] | None = None,
 ) -> Any:
-    """An aggregator of that kind for two sites and one tensor, `w`; `cutoff`: seconds of a round, least sites."""
+    """An aggregator of that kind for two sites; `initial`: its model; `cutoff`: seconds of a round, least sites."""
+    initial = {"w": np.zeros(2, np.float32)} if initial is None else initial
     policy = cutoff and CutoffTimeBasedStragglerHandling(straggler_cutoff_time=cutoff[0], minimum_reporting=cutoff[1])
     assigner = Assigner(
         assigner_function=RoundSchedule(rounds, TASKS),
@@ -64,16 +70,34 @@ def aggregator(
         authorized_cols=list(SITES),
         rounds_to_train=rounds + 1,
     )
-    return kind(
+    made = kind(
         aggregator_uuid="aggregator", federation_uuid="federation", authorized_cols=list(SITES), assigner=assigner,
         init_state_path="init", best_state_path=str(folder / "best.pbuf"), last_state_path=str(folder / "last.pbuf"),
         rounds_to_train=rounds + 1, straggler_handling_policy=policy,
-        initial_tensor_dict={"w": np.zeros(2, np.float32) if weights is None else weights},
+        initial_tensor_dict=initial,
     )  # fmt: skip
+    if isinstance(made, Aggregator):  # its models are files
+        save(round_path(folder, 0), initial)
+        made.open(folder, Progress())
+    return made
 
 
-def send(to: Any, site: str, task: str, round_number: int, results: Mapping[str, Any], size: int | None = None) -> None:
+def model(of: Any, which: str) -> Mapping[str, np.ndarray]:
+    """An aggregator's "best" or "last" model."""
+    if not isinstance(of, Aggregator):
+        return {"best": of.best_tensor_dict, "last": of.last_tensor_dict}[which]  # type: ignore[no-any-return]
+    folder = of.model_file.path.parent
+    return ModelFile(best_path(folder, of.best_round) if which == "best" else round_path(folder, of.last_round))
+
+
+def send(to: Any, site: str, task: str, round_number: int, results: Mapping[str, Any]) -> None:
     """One site's results of one task: scalars are metrics, arrays are the trained model."""
+    if isinstance(to, Aggregator):
+        trained = {name: np.asarray(value, np.float32) for name, value in results.items() if np.ndim(value)}
+        if trained:
+            packed = Encoder().encode(trained, to.model_file)
+            to.receive(Address(site=site, round=round_number, upload="one", size=packed.size), packed.chunks())
+        results = {name: value for name, value in results.items() if not np.ndim(value)}
     tag = {TRAIN: "trained", VALIDATE_LOCAL: "validate_local", VALIDATE_AGGREGATED: "validate_agg"}[task]
     named = []
     for name, value in results.items():
@@ -81,19 +105,24 @@ def send(to: Any, site: str, task: str, round_number: int, results: Mapping[str,
         key = TensorKey(name, site, round_number, metric, (tag, "metric") if metric else (tag,))
         packed_key, packed, metadata = _CODEC.compress(key, np.array(value, np.float32), require_lossless=True)
         named.append(utils.construct_named_tensor(packed_key, packed, metadata, lossless=True))
-    to.send_local_task_results(site, round_number, task, size or SITES.get(site, 1), named)
+    to.send_local_task_results(site, round_number, task, SITES.get(site, 1), named)
 
 
 def finish_round(
-    to: Any, number: int, model: Mapping[str, Any] | None, sites: Any = SITES, size: int | None = None, **scores: float
+    to: Any,
+    number: int,
+    trained: Mapping[str, Any] | None,
+    sites: Any = SITES,
+    size: int | None = None,
+    **scores: float,
 ) -> None:
     """A whole engine round: the scores of the model that came, then training; the last round has no training."""
     scores = scores or {"loss": 1.0, "accuracy": 0.5}
     for site in sites:
-        send(to, site, VALIDATE_AGGREGATED, number, scores, size)
-        if model is not None:
-            send(to, site, TRAIN, number, {**model, "loss": 0.1}, size)
-            send(to, site, VALIDATE_LOCAL, number, scores, size)
+        send(to, site, VALIDATE_AGGREGATED, number, scores)
+        if trained is not None:
+            send(to, site, TRAIN, number, {**trained, "loss": 0.1})
+            send(to, site, VALIDATE_LOCAL, number, scores)
 
 
 def soon(seconds: float, condition: Callable[[], Any]) -> None:

@@ -1,8 +1,8 @@
-"""The engine's faults in director, envoy and notebook, and that ours has not got them. docs/engine.md lists them all."""
+"""The engine's faults in director, envoy and notebook, which ours has not got. docs/engine.md lists them all."""
 
 import asyncio
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import asynccontextmanager, chdir, suppress
 from functools import partial
@@ -39,6 +39,8 @@ from federation.director import Director, DirectorServer
 from federation.envoy import Envoy
 from federation.errors import SubmissionRefused
 from federation.experiment import Federation
+from federation.experiment import _Client as OurClient
+from federation.models import save
 from federation.settings import Certificates, DirectorSettings, EnvoySettings, certificates_beside, load_envoy
 
 BOTH = ["site1", "site2"]
@@ -90,21 +92,22 @@ def our_submission(port: int, name: str) -> None:
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[Path]]:
     """What arrives at a director when each side's notebook submits the same experiment twice."""
-    running = Running(partial(our_server, tmp_path_factory.mktemp("director")))
     arrived = {}
-    try:
-        registered(running.director)
-        for side in (stock_submission, our_submission):
-            folder = tmp_path_factory.mktemp("notebook")
-            (folder / "recordings").mkdir()
-            (folder / "recordings" / "voice.wav").write_bytes(b"what somebody said")
-            with chdir(folder):
-                for number in (1, 2):
-                    side(running.port, f"{side.__name__} {number}")
-            names = [f"{side.__name__} {number}" for number in (1, 2)]
-            arrived[side] = [running.director.experiments_registry[name].archive_path for name in names]
-    finally:
-        running.close()
+    for build, submit in ((stock_server, stock_submission), (our_server, our_submission)):
+        notebook = tmp_path_factory.mktemp("notebook")
+        (notebook / "recordings").mkdir()
+        (notebook / "recordings" / "voice.wav").write_bytes(b"what somebody said")
+        running = Running(partial(build, tmp_path_factory.mktemp("director")))
+        try:
+            registered(running.director)
+            for name in BOTH:
+                running.director.col_exp[name] = None  # or the engine cannot list them
+            with chdir(notebook):
+                for name in ("one", "two"):
+                    submit(running.port, name)
+            arrived[submit] = [running.director.experiments_registry[name].archive_path for name in ("one", "two")]
+        finally:
+            running.close()
     return arrived
 
 
@@ -129,17 +132,49 @@ def test_two_experiments_of_one_plan_are_two_federations(subject: Any, archives:
     assert not any(ports) or ports[0] != ports[1]  # ours: all on the director's own port
 
 
+@fault(
+    "transport/grpc/director_client.py:358",
+    stock=lambda port: DirectorClient(
+        client_id="ada",
+        director_host="localhost",
+        director_port=port,
+        tls=False,
+        root_certificate=None,
+        private_key=None,
+        certificate=None,
+    ),
+    ours=lambda port: OurClient(f"localhost:{port}", Certificates(), "ada"),
+)
+def test_the_initial_model_travels_once(subject: Any, tmp_path: Path) -> None:
+    received: list[bytes] = []
+    handler = grpc.stream_unary_rpc_method_handler(lambda messages, _: received.extend(messages) or b"")
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("openfl.director.Director", {"SetNewExperiment": handler}),)
+    )
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    archive, model = tmp_path / "code.zip", np.ones(2**18, np.float32)
+    archive.write_bytes(bytes(5 * 2**20))
+    subject(port).set_new_experiment("toy", BOTH, archive, {"w": model})
+    server.stop(None)
+    assert 0 < sum(map(len, received)) < 1.1 * (archive.stat().st_size + model.nbytes)
+
+
 # A director and its experiments
 
 
-async def submitted(director: Any, archive: Path, folder: Path, name: str = "toy") -> None:
+async def submitted(director: Any, archive: Path, folder: Path, name: str = "toy", sites: Sequence[str] = BOTH) -> Any:
     """Hand the director an experiment, as its server does."""
-    copy = folder / f"{name}.zip"
+    copy, initial = folder / f"{name}.zip", {"vector": np.zeros(4, np.float32)}
     copy.write_bytes(archive.read_bytes())
-    await director.set_new_experiment(
-        experiment_name=name, sender_name="ada", tensor_dict={"vector": np.zeros(4, np.float32)},
-        collaborator_names=BOTH, experiment_archive_path=copy,
-    )  # fmt: skip
+    if isinstance(director, Director):
+        model: dict[str, Any] = {"initial_model": save(folder / f"{name}.safetensors", initial).path}
+    else:
+        model = {"tensor_dict": initial}
+    return await director.set_new_experiment(
+        experiment_name=name, sender_name="ada", collaborator_names=sites, experiment_archive_path=copy, **model
+    )
 
 
 @asynccontextmanager
@@ -270,10 +305,7 @@ def test_an_experiment_needs_a_site(subject: Any, archives: Any, tmp_path: Path)
 
     async def accepted() -> bool:
         try:
-            return bool(await make(tmp_path).set_new_experiment(
-                experiment_name="toy", sender_name="ada", tensor_dict={}, collaborator_names=[],
-                experiment_archive_path=archives[side][0],
-            ))  # fmt: skip
+            return bool(await submitted(make(tmp_path), archives[side][0], tmp_path, sites=[]))
         except SubmissionRefused:
             return False
 
