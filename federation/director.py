@@ -417,7 +417,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
         models = ModelServer(self.director.experiments_registry.aggregator_of, self._trained, certificate_name)
-        self.server.add_generic_rpc_handlers((models.handler(),))
+        models.add_to(self.server)
         try:
             port = self._bind()
         except RuntimeError as error:

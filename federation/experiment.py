@@ -38,6 +38,7 @@ from federation.policy import RoundPolicy
 from federation.schedule import TASK_NAMES, RoundSchedule, finished_rounds
 from federation.settings import Certificates
 from federation.transfer import fetch_trained
+from federation.updates import Encoder
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Federation:
         best_metric: str,
         keep_optimizer: bool,
         policy: RoundPolicy | None = None,
+        update_format: str = "float32",
     ) -> "Experiment":
         """Send an experiment to the director.
 
@@ -155,13 +157,20 @@ class Federation:
             best_metric: the metric of the aggregated validation by which the best model is chosen (larger is better).
             keep_optimizer: whether each site keeps its optimizer state from round to round.
             policy: when a round may close without some of the sites; None: never.
+            update_format: how sites send what they have trained; see `federation.updates.FORMATS`.
 
         Raises:
             SubmissionRefused: the director says why.
         """
         try:
             submission = _Submission(
-                self._engine, name, package, best_metric, policy or RoundPolicy(), len(self._online())
+                self._engine,
+                name,
+                package,
+                policy or RoundPolicy(),
+                len(self._online()),
+                aggregator={"best_metric": best_metric},
+                collaborator={"update_format": Encoder(update_format).format},
             )
             with tempfile.TemporaryDirectory(prefix="submit-") as folder, chdir(folder):
                 submission.start(
@@ -268,13 +277,13 @@ class _Submission(FLExperiment):  # type: ignore[misc]
         federation: EngineFederation,
         name: str,
         package: Path,
-        best_metric: str,
         policy: RoundPolicy,
         sites: int,
+        **settings: dict[str, str],
     ) -> None:
         self._package = package
-        self._best_metric = best_metric
         self._policy, self._sites = policy, sites
+        self._settings = settings
         quieten_engine()
         super().__init__(federation, experiment_name=name)
         self.is_validate_task_exist = True
@@ -284,8 +293,9 @@ class _Submission(FLExperiment):  # type: ignore[misc]
             super()._initialize_plan()
         config = self.plan.config
         config["aggregator"]["template"] = "federation.aggregator.Aggregator"
-        config["aggregator"]["settings"] |= {"best_metric": self._best_metric, "db_store_rounds": 1}
         config["collaborator"]["template"] = "federation.collaborator.Collaborator"
+        for part, settings in self._settings.items():
+            config[part]["settings"] |= settings
         if self._sites:  # the director refuses an experiment without any
             self._policy.add_to(config, self._sites)
         config["network"]["settings"] |= {"hash_salt": uuid.uuid4().hex, "agg_port": 0}

@@ -100,17 +100,18 @@ class ModelServer:
     ) -> None:
         self._aggregator_of, self._trained, self._caller = aggregator_of, trained, caller
 
-    def handler(self) -> Any:
-        """The service, for a gRPC server."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Round": grpc.unary_stream_rpc_method_handler(self.round),
-                "Update": grpc.stream_unary_rpc_method_handler(self.update),
-                "Received": grpc.unary_unary_rpc_method_handler(self.received),
-                "Trained": grpc.unary_stream_rpc_method_handler(self.trained),
-            },
-        )
+    def add_to(self, server: Any) -> None:
+        """Serve the calls on a gRPC server."""
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self.methods()),))
+
+    def methods(self) -> dict[str, Any]:
+        """The calls by name; bytes in, bytes out."""
+        return {
+            "Round": grpc.unary_stream_rpc_method_handler(self.round),
+            "Update": grpc.stream_unary_rpc_method_handler(self.update),
+            "Received": grpc.unary_unary_rpc_method_handler(self.received),
+            "Trained": grpc.unary_stream_rpc_method_handler(self.trained),
+        }
 
     def round(self, request: bytes, context: Any) -> Iterator[bytes]:
         """The model of the current round, without the tensors that the site still has."""

@@ -21,6 +21,7 @@ def submit(
     rounds: int = 3,
     package: Path = TOYS / "toy",
     policy: RoundPolicy | None = None,
+    update_format: str = "float32",
     **faults: float,
 ) -> Experiment:
     federation = Federation("localhost", toys.port)
@@ -35,6 +36,7 @@ def submit(
         best_metric="accuracy",
         keep_optimizer=True,
         policy=policy,
+        update_format=update_format,
     )
 
 
@@ -52,6 +54,9 @@ def test_an_experiment_from_submission_to_models(toys: ToyFederation) -> None:
     # Best by accuracy (round 2), although every loss is larger than every accuracy; last is round 3.
     np.testing.assert_allclose(experiment.best_weights()["vector"], 3.0)
     np.testing.assert_allclose(experiment.last_weights()["vector"], 4.5)
+    in_fewer_bits = submit(toys, "int8", update_format="int8")
+    assert len(list(in_fewer_bits.metrics())) == len(metrics)
+    np.testing.assert_allclose(in_fewer_bits.last_weights()["vector"], 4.5, rtol=1e-2)
 
 
 def test_every_reader_gets_every_metric(toys: ToyFederation) -> None:

@@ -2,53 +2,18 @@
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from openfl.component import Aggregator as EngineAggregator
-from openfl.component.assigner.custom_assigner import Assigner
-from openfl.component.assigner.tasks import TrainTask, ValidateTask
-from openfl.interface.aggregation_functions import WeightedAverage
-from openfl.pipelines import NoCompressionPipeline, TensorCodec
-from openfl.protocols import utils
-from openfl.utilities import TensorKey, add_log_level
+from openfl.interface.aggregation_functions import Median
+from rounds import MODEL, SIZES, TASKS, build, pack, send, upload
 
 from federation.aggregator import Aggregator
+from federation.models import ModelFile, Packed, Piece, best_path, round_path
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, RoundSchedule
-
-add_log_level("METRIC", 25)
-SIZES = {"small": 1, "large": 3}
-CODEC = TensorCodec(NoCompressionPipeline())
-TASKS = {
-    TRAIN: TrainTask(name=TRAIN, function_name="train"),
-    VALIDATE_LOCAL: ValidateTask(name=VALIDATE_LOCAL, function_name="validate", apply_local=True),
-    VALIDATE_AGGREGATED: ValidateTask(name=VALIDATE_AGGREGATED, function_name="validate"),
-}
-
-
-def build(kind: type, rounds: int = 1, **settings: object) -> EngineAggregator:
-    assigner = Assigner(
-        assigner_function=RoundSchedule(rounds, TASKS),
-        aggregation_functions_by_task={"train": WeightedAverage(), "validate": WeightedAverage()},
-        authorized_cols=list(SIZES),
-        rounds_to_train=rounds + 1,
-    )
-    return kind(
-        aggregator_uuid="aggregator", federation_uuid="federation", authorized_cols=list(SIZES), assigner=assigner,
-        init_state_path="init", best_state_path="/tmp/best.pbuf", last_state_path="/tmp/last.pbuf",
-        rounds_to_train=rounds + 1, initial_tensor_dict={"w": np.zeros(2, np.float32)}, **settings,
-    )  # fmt: skip
-
-
-def send(aggregator: EngineAggregator, site: str, task: str, round_number: int, tensors: dict, tag: str) -> None:
-    named = []
-    for name, value in tensors.items():
-        metric = np.ndim(value) == 0
-        tags = (tag, "metric") if metric else (tag,)
-        key = TensorKey(name, site, round_number, metric, tags)
-        packed_key, packed, metadata = CODEC.compress(key, np.array(value, np.float32), require_lossless=True)
-        named.append(utils.construct_named_tensor(packed_key, packed, metadata, lossless=True))
-    aggregator.send_local_task_results(site, round_number, task, SIZES[site], named)
+from federation.transfer import Address, RoundOver
 
 
 def play(aggregator: EngineAggregator, scores: list[dict[str, float]]) -> None:
@@ -57,8 +22,8 @@ def play(aggregator: EngineAggregator, scores: list[dict[str, float]]) -> None:
         for site, step in (("small", 1.0), ("large", 2.0)):
             send(aggregator, site, VALIDATE_AGGREGATED, number, score, "validate_agg")
             if number < len(scores) - 1:
-                model = np.full(2, step * (number + 1), np.float32)
-                send(aggregator, site, TRAIN, number, {"w": model, "loss": 0.1}, "trained")
+                model = {"v": MODEL["v"], "w": np.full(2, step * (number + 1), np.float32)}
+                send(aggregator, site, TRAIN, number, {**model, "loss": 0.1}, "trained")
                 send(aggregator, site, VALIDATE_LOCAL, number, score, "validate_local")
 
 
@@ -74,33 +39,41 @@ def test_the_schedule_ends_with_a_validation() -> None:
 @pytest.mark.parametrize(
     ("metric", "direction", "round_number"), [("accuracy", "max", 1), ("loss", "min", 1), ("loss", "max", 0)]
 )
-def test_best_is_one_metric_with_a_direction(metric: str, direction: str, round_number: int) -> None:
-    aggregator = build(Aggregator, rounds=2, best_metric=metric, best_direction=direction)
+def test_best_is_one_metric_with_a_direction(metric: str, direction: str, round_number: int, tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path, rounds=2, best_metric=metric, best_direction=direction)
     play(aggregator, SCORES)
     assert aggregator.best_round == round_number
-    np.testing.assert_allclose(aggregator.best_tensor_dict["w"], 1.75 * round_number)  # (1 * 1 + 3 * 2) / 4 a round
-    np.testing.assert_allclose(aggregator.last_tensor_dict["w"], 3.5)
+    best, last = ModelFile(best_path(tmp_path, round_number)), ModelFile(round_path(tmp_path, 2))
+    np.testing.assert_allclose(best["w"], 1.75 * round_number)  # (1 * 1 + 3 * 2) / 4 a round
+    np.testing.assert_allclose(last["w"], 3.5)
+    np.testing.assert_array_equal(last["v"], MODEL["v"])
 
 
-def test_the_engine_takes_a_loss_for_the_best_score() -> None:
-    aggregator = build(EngineAggregator, rounds=2)
+def test_the_engine_takes_a_loss_for_the_best_score(tmp_path: Path) -> None:
+    aggregator = build(EngineAggregator, tmp_path, rounds=2)
     play(aggregator, SCORES)
     assert aggregator.best_model_score == 9.0
 
 
-def test_of_equal_scores_the_later_is_best() -> None:
-    aggregator = build(Aggregator, rounds=2)
+def test_of_equal_scores_the_later_is_best(tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path, rounds=2)
     play(aggregator, [{"loss": 1.0, "accuracy": 0.5}] * 3)
     assert aggregator.best_round == 2
 
 
-def test_a_direction_that_does_not_exist() -> None:
+def test_the_engines_aggregation_functions_work_on_the_files(tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path, rounds=2, rule=Median())
+    play(aggregator, SCORES)
+    np.testing.assert_allclose(ModelFile(round_path(tmp_path, 2))["w"], 3.0)  # between 2 and 4
+
+
+def test_a_direction_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="best_direction: 'up'; allowed: 'max', 'min'"):
-        build(Aggregator, best_direction="up")
+        build(Aggregator, tmp_path, best_direction="up")
 
 
-def test_who_has_nothing_to_do_is_told_at_once_when_there_is_something() -> None:
-    aggregator = build(Aggregator, rounds=1)
+def test_who_has_nothing_to_do_is_told_at_once_when_there_is_something(tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path, rounds=1)
     metrics = {"loss": 1.0, "accuracy": 0.5}
     answers: list[tuple[float, int]] = []
 
@@ -111,7 +84,7 @@ def test_who_has_nothing_to_do_is_told_at_once_when_there_is_something() -> None
 
     def finish_round(site: str) -> None:
         send(aggregator, site, VALIDATE_AGGREGATED, 0, metrics, "validate_agg")
-        send(aggregator, site, TRAIN, 0, {"w": np.ones(2), "loss": 1.0}, "trained")
+        send(aggregator, site, TRAIN, 0, {**MODEL, "loss": 1.0}, "trained")
         send(aggregator, site, VALIDATE_LOCAL, 0, metrics, "validate_local")
 
     finish_round("small")
@@ -126,15 +99,88 @@ def test_who_has_nothing_to_do_is_told_at_once_when_there_is_something() -> None
     assert answers[0][0] - finished < 0.2
 
 
-def test_stopping_sends_everyone_home() -> None:
-    aggregator = build(Aggregator)
+def test_stopping_sends_everyone_home(tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path)
     aggregator.stop()
     assert aggregator.get_tasks("small")[3]
 
 
-def test_a_tensor_that_does_not_exist_is_an_error_at_once() -> None:
-    aggregator = build(Aggregator)
-    started = time.monotonic()
-    with pytest.raises(ValueError, match="no tensor w of round 7; the current round is 0"):
-        aggregator.get_aggregated_tensor("small", "w", 7, False, ("model",), True)
-    assert time.monotonic() - started < 1
+def test_an_update_may_come_in_parts(tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path)
+    packed = pack({"v": MODEL["v"] + 1, "w": MODEL["w"] + 1})
+    address = Address(site="small", upload="a", size=packed.size)
+    content = b"".join(packed.chunks())
+    with pytest.raises(ValueError, match="ended after 50 of"):
+        aggregator.receive(address, iter([content[:50]]))
+    assert aggregator.received(address) == 50
+    with pytest.raises(ValueError, match="offset 60 lies behind"):
+        aggregator.receive(Address(site="small", upload="a", size=packed.size, offset=60), iter([content[60:]]))
+    aggregator.receive(Address(site="small", upload="a", size=packed.size, offset=30), iter([content[30:]]))
+    assert aggregator.received(address) == packed.size
+    # Another training of the same round begins anew, and what the first had sent is gone.
+    other = Address(site="small", upload="b", size=packed.size)
+    assert aggregator.received(other) == 0
+    aggregator.receive(other, packed.chunks())
+    assert len(list((tmp_path / "updates").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("tensors", "complaint"),
+    [
+        ({"w": MODEL["w"]}, r"not the model's; they differ in \['v'\]"),
+        ({**MODEL, "x": MODEL["w"]}, r"not the model's; they differ in \['x'\]"),
+        ({**MODEL, "w": np.zeros(3, np.float32)}, r"tensor w has shape \(3,\); the model's is \(2,\)"),
+        ({**MODEL, "w": np.array([0, np.nan], np.float32)}, "tensor w holds values that are not finite"),
+        ({**MODEL, "v": MODEL["v"] * np.inf}, "tensor v holds values that are not finite"),
+        ({**MODEL, "w": np.zeros(10**6, np.float32)}, "the update has .* bytes; this model's have at most"),
+    ],
+)
+def test_an_update_that_is_not_the_models_is_refused(tensors: dict, complaint: str, tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path)
+    with pytest.raises(ValueError, match=complaint):
+        upload(aggregator, "small", 0, pack(tensors))
+    with pytest.raises(ValueError, match="the trained model has not arrived"):
+        aggregator.send_local_task_results("small", 0, TRAIN, 1, [])
+    assert list((tmp_path / "updates").iterdir()) == []
+
+
+def test_bytes_that_are_no_update_are_refused(tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path)
+    for content in (b"\0" * 100, b"\xff" * 100, b"{}" * 60, (10).to_bytes(8, "little") + b'{"a": [1]}'):
+        address = Address(site="small", upload="a", size=len(content))
+        with pytest.raises(ValueError, match="not a safetensors file"):
+            aggregator.receive(address, iter([content]))
+        with pytest.raises(ValueError, match="has more than"):
+            aggregator.receive(address, iter([content, b"more"]))
+
+
+def test_a_round_that_is_over_takes_and_gives_nothing(tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path)
+    play(aggregator, SCORES[:2])
+    for call in (
+        lambda: aggregator.model_for(0, -1, 0),
+        lambda: upload(aggregator, "small", 0, pack(MODEL)),
+        lambda: aggregator.received(Address(site="small", round=0)),
+    ):
+        with pytest.raises(RoundOver, match="round 1 is over"):
+            call()
+
+
+def test_what_no_site_has_changed_does_not_travel_again(tmp_path: Path) -> None:
+    aggregator = build(Aggregator, tmp_path, rounds=2)
+    for site in SIZES:
+        update = Packed({"w": Piece.of(MODEL["w"] + 1)}, {"unchanged": '["v"]'})
+        upload(aggregator, site, 0, update)
+        for task, tag in (
+            (VALIDATE_AGGREGATED, "validate_agg"),
+            (TRAIN, "trained"),
+            (VALIDATE_LOCAL, "validate_local"),
+        ):
+            send(aggregator, site, task, 0, {"accuracy": 0.5}, tag)
+    whole, rest = b"".join(aggregator.model_for(1, -1, 0)), b"".join(aggregator.model_for(1, 0, 0))
+    (tmp_path / "whole").write_bytes(whole)
+    (tmp_path / "rest").write_bytes(rest)
+    assert set(ModelFile(tmp_path / "whole")) == {"v", "w"}
+    assert set(ModelFile(tmp_path / "rest")) == {"w"}
+    assert ModelFile(tmp_path / "rest").metadata == {"unchanged": '["v"]'}
+    assert b"".join(aggregator.model_for(1, 0, 10)) == rest[10:]

@@ -15,6 +15,7 @@ from federation.certificates import Role
 from federation.errors import FederationError
 from federation.router import AggregatorRouter
 from federation.settings import Certificates, DirectorSettings
+from federation.transfer import SERVICE, ModelServer
 
 DIRECTOR = "/openfl.director.Director/"
 UNKNOWN, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
@@ -40,6 +41,7 @@ def test_every_method_that_is_served_has_a_rule_and_no_other() -> None:
     served = {f"{DIRECTOR}{method.name}" for method in director_pb2.DESCRIPTOR.services_by_name["Director"].methods}
     aggregator = aggregator_pb2.DESCRIPTOR.services_by_name["Aggregator"].methods
     served |= {f"/openfl.aggregator.Aggregator/{m.name}" for m in aggregator if m.name in vars(AggregatorRouter)}
+    served |= {f"/{SERVICE}/{name}" for name in ModelServer(lambda _: None, lambda *_: None, lambda _: None).methods()}
     assert RULES.keys() == served
 
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_network import quick
 
-from kws.config import Augmentation, ConfigError, ExperimentConfig, ModelRecipe, Training, changed
+from federation.updates import FORMATS
+from kws.config import UPDATE_FORMATS, Augmentation, ConfigError, ExperimentConfig, ModelRecipe, Training, changed
 
 
 def test_every_wrong_value_is_reported_together() -> None:
@@ -38,6 +39,7 @@ def test_every_wrong_value_is_reported_together() -> None:
         (Training, {"batch_size": "8"}),
         (Training, {"seed": 0.5}),
         (ExperimentConfig, {"best_metric": "f1"}),
+        (ExperimentConfig, {"update_format": "int4"}),
     ],
 )
 def test_a_wrong_value_is_refused_when_it_is_given(kind: type, values: dict[str, object]) -> None:
@@ -117,3 +119,7 @@ def test_no_text_brings_another_error_than_a_config_error(name: str, value: str)
     for change in (f"{name}={value}", f"training.{name}={value}", f"training.rounds={value}", f"model.dropout={value}"):
         with suppress(ConfigError):
             assert isinstance(changed(ExperimentConfig(), [change]), ExperimentConfig)
+
+
+def test_the_update_formats_are_the_federations() -> None:
+    assert tuple(FORMATS) == UPDATE_FORMATS

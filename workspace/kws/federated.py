@@ -189,6 +189,7 @@ def submit(
         best_metric=config.best_metric,
         keep_optimizer=config.training.keep_optimizer,
         policy=policy,
+        update_format=config.update_format,
     )
 
 
