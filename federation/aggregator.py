@@ -4,16 +4,18 @@ Named in the plan (`aggregator.template`), so the engine builds it itself. Mends
 
 - component/aggregator/aggregator.py:938: "best" compares every metric and takes the larger, so a loss of 5.0 beats
   an accuracy of 0.9. Here one named metric with a direction decides.
-- aggregator.py:314 and :487: idle collaborators sleep 10 s, missing tensors are polled every 5 s. Here a
+- aggregator.py:314 and aggregator.py:487: idle collaborators sleep 10 s, missing tensors are polled every 5 s. Here a
   collaborator's question waits until there is an answer.
-- aggregator.py:822: the average is turned into a delta and added back, which costs time and changes the last bits.
+- aggregator.py:805: the average is turned into a delta and added back, which costs time and changes the last bits.
   Here the next round starts from the average itself.
-- aggregator.py:570: what a site sends is averaged as it comes, NaN and all. Here names, shapes and values are checked.
-- aggregator.py:645 and databases/tensor_db.py:231: every site's tensors are held in memory and stacked to be averaged.
-  Here they are files (`federation.models`), averaged block by block.
-- aggregator.py:429 `_straggler_cutoff_time_elapsed`: when the time of a round is up and too few sites are done, it goes
-  on waiting. Here the experiment fails and says who is missing; and every round says who took part in it.
-- databases/tensor_db.py:137: see `federation.tensors`.
+- aggregator.py:646: what a site sends is averaged as it comes, NaN and all. Here names, shapes and values are checked.
+- aggregator.py:775: every site's tensors are held in memory and stacked to be averaged. Here they are files
+  (`federation.models`), averaged block by block.
+- aggregator.py:678: when the time of a round is up and too few sites are done, it goes on waiting. Here the experiment
+  fails and says who is missing; and every round says who took part in it.
+- aggregator.py:298: an experiment is over when every site has been told so, hence never when one is gone. Here it is
+  over when its last round is.
+- databases/tensor_db.py:143: see `federation.tensors`.
 """
 
 import json

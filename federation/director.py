@@ -2,15 +2,19 @@
 
 Started by `director/start_director.sh`. Mends, with the engine's file and line:
 
-- component/director/experiment.py:347 and :220: the next experiment and the end of one are polled every 10 s. Here
-  both are events.
-- component/director/director.py:238 `stream_metrics`: reading a metric removes it, so a second reader sees a rest.
-  Here every reader gets all of them, from the first.
+- component/director/experiment.py:347 and component/director/experiment.py:220: the next experiment and the end of one
+  are polled every 10 s. Here both are events.
+- component/director/experiment.py:218: an experiment without sites is over at once, with the initial model. Here it is
+  refused.
+- component/director/director.py:295: reading a metric removes it, so a second reader sees a rest. Here every
+  reader gets all of them, from the first.
 - component/director/experiment.py:130 and transport/grpc/director_server.py:419: a failed experiment is called
   finished, and with TLS the report of the failure is dropped. Here it is failed, and every reader is told why.
-- component/director/director.py:60: everything is kept in memory and lost with the process. Here every experiment is on
+- component/director/director.py:89: everything is kept in memory and lost with the process. Here every experiment is on
   disk (`federation.state`), and goes on from its last finished round.
-- director.py:405 `get_envoys`: KeyError for an envoy that has not asked for work yet.
+- director.py:394: KeyError for an envoy that has not asked for work yet.
+- director.py:244: AttributeError for an envoy that asks again before the aggregator is made.
+- director.py:112: an envoy is refused for its shapes, and the log does not say which.
 - transport/grpc/aggregator_server.py:74: see `federation.router`.
 """
 

@@ -2,10 +2,10 @@
 
 Started by `envoy/start_envoy.sh`. Mends, with the engine's file and line:
 
-- component/envoy/envoy.py:134 and :200: an envoy whose director was away waits 5 s between tries and its health thread
-  dies, so a restarted director never hears of it again. Here it registers again by itself.
-- component/envoy/envoy.py:214: see `federation.trainer`.
-- component/envoy/envoy.py:272: an envoy that cannot reach its director leaves with a traceback. Here it waits for it,
+- component/envoy/envoy.py:207: the health thread of an envoy whose director was away dies, so a restarted director
+  never hears of it again. Here it registers again by itself.
+- component/envoy/envoy.py:159: see `federation.trainer`.
+- component/envoy/envoy.py:275: an envoy that cannot reach its director leaves with a traceback. Here it waits for it,
   and says so.
 - interface/envoy.py:128: packages that an experiment names are installed by default. Here never.
 """

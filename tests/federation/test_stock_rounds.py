@@ -208,7 +208,7 @@ def serve() -> Iterator[Callable[..., tuple[int, Calls]]]:
         if isinstance(rounds, Aggregator):
             router = AggregatorRouter(lambda _: rounds, tls=False)
             models = ModelServer(lambda _: rounds, lambda *_: None, lambda _: None)
-            server.add_generic_rpc_handlers((models.handler(),))
+            models.add_to(server)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, server)
         servers.append(server)
         port = server.add_insecure_port("localhost:0")
