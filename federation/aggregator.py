@@ -71,6 +71,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         self.minimum_sites = minimum_sites
         self.gone_seconds = gone_seconds
         self.authorized_cols: list[str] = []
+        self.experiment: str | None = None
         self._turn = threading.Condition()
         self._stopped = False
         self.best_model_score: float | None = None
@@ -159,7 +160,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
             update = Update(path, model)
         except ValueError as error:
             path.unlink()
-            logger.error("site %s: its update was refused: %s", address.site, error)
+            logger.error("site %s: its update was refused: %s", address.site, error, extra=self._about(address.site))
             raise
         with self.lock:
             self._expect(address.round)
@@ -203,7 +204,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
             if len(remaining) < self.minimum_sites:
                 self.on_failure(reason)
                 return
-            logger.warning("round %d: goes on without site %s", self.round_number, site)
+            logger.warning("round %d: goes on without site %s", self.round_number + 1, site, extra=self._about(site))
             self.authorized_cols = remaining
             if site in self.collaborators_done:
                 self.collaborators_done.remove(site)
@@ -213,7 +214,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
     def readmit(self, site: str) -> None:
         """Count on a site again that was left out and is back."""
         with self.lock:
-            logger.info("round %d: site %s is back", self.round_number, site)
+            logger.info("round %d: site %s is back", self.round_number + 1, site, extra=self._about(site))
             self.authorized_cols = [*self.authorized_cols, site]
 
     def stop(self, failed_collaborator: str | None = None) -> None:
@@ -222,6 +223,10 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
             self._stopped = True
             self._turn.notify_all()
         self.on_change()
+
+    def _about(self, site: str | None = None) -> dict[str, Any]:
+        """What a log line belongs to; the round as people count."""
+        return {"experiment": self.experiment, "round": self.round_number + 1, "site": site}
 
     def _time_to_quit(self) -> bool:
         return bool(self._stopped or self.round_number >= self.rounds_to_train)
@@ -245,7 +250,8 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
                 return  # that round has closed while the timer waited for the lock
             self.stragglers = [site for site in self.authorized_cols if site not in self.collaborators_done]
             if len(self.collaborators_done) >= self.minimum_sites:
-                logger.warning("round %d: closes without %s", self.round_number, ", ".join(self.stragglers))
+                missing = ", ".join(self.stragglers)
+                logger.warning("round %d: closes without %s", self.round_number + 1, missing, extra=self._about())
                 self._end_of_round_check()
             else:
                 self.on_failure(

@@ -24,6 +24,7 @@ from openfl.transport import AggregatorGRPCClient
 
 from federation.channels import connect
 from federation.errors import FederationError
+from federation.logs import log_fields
 from federation.models import Packed
 from federation.schedule import TASK_NAMES, finished_rounds
 from federation.settings import Certificates
@@ -56,7 +57,11 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
         Raises:
             FederationError: from the task's own error, naming site, round and task.
         """
-        where = f"round {finished_rounds(task.name, round_number)}, task {TASK_NAMES[task.name]}"
+        done, name = finished_rounds(task.name, round_number), TASK_NAMES[task.name]
+        with log_fields(round=done, task=name):
+            self._do_task(task, round_number, f"round {done}, task {name}")
+
+    def _do_task(self, task: Any, round_number: int, where: str) -> None:
         logger.info("%s: starts", where)
         started = time.monotonic()
         if round_number != self._round:

@@ -199,6 +199,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
                 plan.authorized_cols = list(self.collaborators)
                 aggregator = plan.get_aggregator({})  # the model stays on disk
         aggregator.open(self.state.folder, self.state.progress())
+        aggregator.experiment = self.name
         aggregator.metric_queue = self.metrics
         aggregator.on_round = self._save_round
         aggregator.on_change = self.notify
@@ -264,8 +265,9 @@ class Director(EngineDirector):  # type: ignore[misc]
             if experiment.over:
                 self.experiments_registry[experiment.name] = experiment
                 continue
-            about = {"experiment": experiment.name, "round": state.progress().next_round}
-            logger.info("experiment %s: goes on with round %d", *about.values(), extra=about)
+            about = {"experiment": experiment.name}
+            done = state.progress().next_round
+            logger.info("experiment %s: goes on with round %d", experiment.name, done, extra=about)
             if experiment.status == Status.IN_PROGRESS:
                 experiment.prepare()  # before the first trainer that lives on asks for it
             self.experiments_registry.add(experiment)
