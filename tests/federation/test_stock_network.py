@@ -1,8 +1,11 @@
 """The engine's faults in director, envoy and notebook, which ours has not got. docs/engine.md lists them all."""
 
 import asyncio
+import socket
+import threading
+import time
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent import futures
 from contextlib import asynccontextmanager, chdir, suppress
 from functools import partial
@@ -28,7 +31,8 @@ from openfl.transport import AggregatorGRPCServer, DirectorGRPCServer
 from openfl.transport.grpc.director_client import DirectorClient, ShardDirectorClient
 from openfl.utilities.workspace import ExperimentWorkspace
 from processes import TOYS
-from stock import SECONDS, SHAPES, Running, aggregator, fault, finish_round, free_port, within
+from rounds import build, finish_round
+from stock import fault
 from toy.experiment import TASKS, Numbers, VectorModel
 from toy_shard import ToyShard
 
@@ -44,6 +48,67 @@ from federation.models import save
 from federation.settings import Certificates, DirectorSettings, EnvoySettings, certificates_beside, load_envoy
 
 BOTH = ["site1", "site2"]
+SHAPES = {"sample_shape": ["4"], "target_shape": ["1"]}
+SECONDS = 20.0
+"""Longest time that anything may take which ends by itself."""
+
+
+async def within(seconds: float, condition: Callable[[], Any]) -> bool:
+    """Whether it becomes true in time; the loop goes on meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await _pause(0.01)
+    return bool(condition())
+
+
+_pause = asyncio.sleep  # a test may shorten the engine's sleeps
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return int(taken.getsockname()[1])
+
+
+class Running:
+    """A director's server that answers on a port of this machine, in a thread."""
+
+    def __init__(self, make: Callable[..., Any], **settings: Any) -> None:
+        self.port = free_port()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+        async def made() -> Any:
+            place = {"listen_host": "localhost", "listen_port": self.port}
+            return make(envoy_health_check_period=60, **place, **SHAPES, **settings)
+
+        self.server = self.do(made())
+        self._serving = asyncio.run_coroutine_threadsafe(self.server._run_server(), self.loop)
+        self.do(within(SECONDS, lambda: self.listens() or self._serving.done()))
+
+    @property
+    def director(self) -> Any:
+        """The director behind the server."""
+        return self.server.director
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(SECONDS)
+
+    def listens(self) -> bool:
+        """Whether the port is open."""
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def close(self) -> None:
+        """Stop the server and its thread."""
+        self.do(self.server.server.stop(None))
+        self._serving.cancel()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(SECONDS)
+        self.loop.close()
 
 
 def our_director(folder: Path, **settings: Any) -> Director:
@@ -93,11 +158,11 @@ def our_submission(port: int, name: str) -> None:
 def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[Path]]:
     """What arrives at a director when each side's notebook submits the same experiment twice."""
     arrived = {}
-    for build, submit in ((stock_server, stock_submission), (our_server, our_submission)):
+    for make, submit in ((stock_server, stock_submission), (our_server, our_submission)):
         notebook = tmp_path_factory.mktemp("notebook")
         (notebook / "recordings").mkdir()
         (notebook / "recordings" / "voice.wav").write_bytes(b"what somebody said")
-        running = Running(partial(build, tmp_path_factory.mktemp("director")))
+        running = Running(partial(make, tmp_path_factory.mktemp("director")))
         try:
             registered(running.director)
             for name in BOTH:
@@ -344,8 +409,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Start a director's server; stopped at the end."""
     started = []
 
-    def start(build: Any, **settings: Any) -> Running:
-        started.append(Running(partial(build, tmp_path), **settings))
+    def start(make: Any, **settings: Any) -> Running:
+        started.append(Running(partial(make, tmp_path), **settings))
         return started[-1]
 
     yield start
@@ -367,7 +432,7 @@ def test_with_tls_too_a_site_can_report_that_it_failed(subject: Any, serve: Any,
     running.do(submitted(running.director, archive, authority))
     experiment = running.director.experiments_registry["toy"]
     if subject is stock_server:  # which can only fail when it has an aggregator to stop
-        experiment.aggregator = aggregator(EngineAggregator, authority)
+        experiment.aggregator = build(EngineAggregator, authority)
     shard_client(running, authority, "site1", "site1").set_experiment_failed("toy", error_description="broken")
     assert experiment.status == "failed"
 
@@ -401,7 +466,7 @@ def listening() -> set[tuple[str, int]]:
 
 def stock_aggregator_server(folder: Path, serve: Any) -> None:
     serve(stock_server)
-    server = AggregatorGRPCServer(aggregator=aggregator(EngineAggregator, folder), agg_port=free_port(), tls=False)
+    server = AggregatorGRPCServer(aggregator=build(EngineAggregator, folder), agg_port=free_port(), tls=False)
     server.get_server().start()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from openfl.component import Aggregator as EngineAggregator
 from openfl.component import Collaborator as EngineCollaborator
+from openfl.component import CutoffTimeBasedStragglerHandling as Cutoff
 from openfl.databases import TensorDB
 from openfl.federated.task.task_runner import CoreTaskRunner
 from openfl.interface.interactive_api.experiment import FLExperiment
@@ -23,7 +24,8 @@ from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 from openfl.transport import AggregatorGRPCClient, AggregatorGRPCServer
 from openfl.transport.grpc.grpc_channel_options import channel_options
 from openfl.utilities import TensorKey
-from stock import SECONDS, SITES, TASKS, aggregator, fault, finish_round, model, send, soon
+from rounds import SIZES, TASKS, build, finish_round, model, send, soon
+from stock import fault
 from toy import experiment as toy
 from toy_shard import ToyShard
 
@@ -37,11 +39,14 @@ from federation.tensors import TensorStore
 from federation.transfer import SERVICE, ModelServer, RoundOver
 
 
-@fault(
-    "component/aggregator/aggregator.py:938", stock=EngineAggregator, ours=partial(Aggregator, best_metric="accuracy")
-)
+def begin(kind: type, folder: Path, **settings: Any) -> Any:
+    """An aggregator of that kind, for two sites, "small" and "large"."""
+    return build(kind, folder, **{"model": {"w": np.zeros(2, np.float32)}, **settings})
+
+
+@fault("component/aggregator/aggregator.py:938", stock=EngineAggregator, ours=Aggregator)
 def test_best_is_told_by_one_metric(subject: Any, tmp_path: Path) -> None:
-    rounds = aggregator(subject, tmp_path)
+    rounds = begin(subject, tmp_path)
     finish_round(rounds, 0, {"w": np.ones(2)}, accuracy=0.9, loss=5.0)
     finish_round(rounds, 1, None, accuracy=0.1, loss=6.0)
     np.testing.assert_array_equal(model(rounds, "best")["w"], 0.0)  # the model that scored 0.9
@@ -49,9 +54,9 @@ def test_best_is_told_by_one_metric(subject: Any, tmp_path: Path) -> None:
 
 @fault("component/aggregator/aggregator.py:646", stock=EngineAggregator, ours=Aggregator)
 def test_values_that_are_not_numbers_are_not_averaged(subject: Any, tmp_path: Path) -> None:
-    rounds = aggregator(subject, tmp_path)
+    rounds = begin(subject, tmp_path)
     with suppress(ValueError):
-        send(rounds, "small", TRAIN, 0, {"w": np.array([1.0, np.nan])})
+        send(rounds, "small", TRAIN, 0, {"w": np.array([1.0, np.nan])}, "trained")
     finish_round(rounds, 0, {"w": np.ones(2)})
     np.testing.assert_array_equal(model(rounds, "last")["w"], 1.0)
 
@@ -59,7 +64,7 @@ def test_values_that_are_not_numbers_are_not_averaged(subject: Any, tmp_path: Pa
 @fault("component/aggregator/aggregator.py:805", stock=EngineAggregator, ours=Aggregator)
 def test_the_next_model_is_the_average(subject: Any, tmp_path: Path) -> None:
     trained = np.array([1e-3, 1.0], np.float32)
-    rounds = aggregator(subject, tmp_path, initial={"w": np.array([1e4, 1.0], np.float32)})
+    rounds = begin(subject, tmp_path, model={"w": np.array([1e4, 1.0], np.float32)})
     finish_round(rounds, 0, {"w": trained})
     np.testing.assert_allclose(model(rounds, "last")["w"], trained, rtol=1e-6)
 
@@ -104,7 +109,7 @@ def test_finding_a_tensor_does_not_read_all_of_them(subject: Any) -> None:
 
 @fault("component/aggregator/aggregator.py:314", stock=EngineAggregator, ours=Aggregator)
 def test_a_site_that_waits_is_told_at_once(subject: Any, tmp_path: Path) -> None:
-    rounds = aggregator(subject, tmp_path)
+    rounds = begin(subject, tmp_path)
     answers: list[Any] = []
     finish_round_of = partial(finish_round, rounds, 0, {"w": np.ones(2)})
     finish_round_of(sites=["small"])
@@ -126,7 +131,7 @@ def test_a_model_that_does_not_exist_is_not_waited_for(
     subject: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, ask = subject
-    rounds = aggregator(kind, tmp_path)
+    rounds = begin(kind, tmp_path)
 
     def no_sleep(seconds: float) -> None:
         raise AssertionError(f"sleeps {seconds} s")
@@ -148,21 +153,26 @@ def traced(work: Callable[[], Any]) -> tuple[int, int]:
 
 @fault("component/aggregator/aggregator.py:775", stock=EngineAggregator, ours=Aggregator)
 def test_what_sites_send_is_not_kept_in_memory(subject: Any, tmp_path: Path) -> None:
-    rounds = aggregator(subject, tmp_path, initial={"w": np.zeros(2**20, np.float32)})
+    rounds = begin(subject, tmp_path, model={"w": np.zeros(2**20, np.float32)})
     trained = np.ones(2**20, np.float32)
-    left, _ = traced(lambda: [send(rounds, site, TRAIN, 0, {"w": trained}) for site in SITES])
+    left, _ = traced(lambda: [send(rounds, site, TRAIN, 0, {"w": trained}, "trained") for site in SIZES])
     assert left < trained.nbytes / 2
 
 
-@fault("component/aggregator/aggregator.py:678", stock=EngineAggregator, ours=partial(Aggregator, minimum_sites=2))
+@fault(
+    "component/aggregator/aggregator.py:678",
+    stock=(EngineAggregator, {}),
+    ours=(Aggregator, {"minimum_sites": 2}),
+)
 def test_when_time_is_up_and_too_few_are_done_somebody_is_told(subject: Any, tmp_path: Path) -> None:
-    rounds = aggregator(subject, tmp_path, cutoff=(0.1, 2))
+    kind, settings = subject
+    policy = Cutoff(straggler_cutoff_time=0.1, minimum_reporting=2)
+    rounds = begin(kind, tmp_path, straggler_handling_policy=policy, **settings)
     told: list[str] = []
     rounds.on_failure = told.append
     rounds.get_tasks("small")
     finish_round(rounds, 0, {"w": np.ones(2)}, sites=["small"])
-    soon(1, lambda: told)
-    assert told
+    assert soon(1, lambda: told)
     assert "missing: large" in told[0]
 
 
@@ -173,11 +183,11 @@ def test_when_time_is_up_and_too_few_are_done_somebody_is_told(subject: Any, tmp
 )
 def test_an_experiment_ends_without_a_site_that_is_gone(subject: Any, tmp_path: Path) -> None:
     kind, is_over = subject
-    rounds = aggregator(kind, tmp_path, cutoff=(0.1, 1))
+    rounds = begin(kind, tmp_path, straggler_handling_policy=Cutoff(straggler_cutoff_time=0.1))
     for number, trained in enumerate(({"w": np.ones(2)}, None)):
         rounds.get_tasks("small")
         finish_round(rounds, number, trained, sites=["small"])
-        soon(SECONDS, lambda done=number: rounds.round_number > done)
+        assert soon(20, lambda done=number: rounds.round_number > done)
     assert rounds.get_tasks("small")[3]  # told to quit
     assert is_over(rounds)
 
@@ -263,7 +273,7 @@ VECTOR = {"vector": np.zeros(4, np.float32)}
 @fault("component/collaborator/collaborator.py:298", **SIDES)
 def test_a_task_that_raises_tells_where(subject: Any, serve: Any, tmp_path: Path) -> None:
     rounds, client, site = subject
-    port, _ = serve(aggregator(rounds, tmp_path, initial=VECTOR))
+    port, _ = serve(begin(rounds, tmp_path, model=VECTOR))
     failing = collaborator(site, client(port, tmp_path), raise_on=1.0)
     with pytest.raises(Exception, match="the toy was told to fail") as error:
         failing.do_task(TASKS[TRAIN], 0)
@@ -274,7 +284,7 @@ def test_a_task_that_raises_tells_where(subject: Any, serve: Any, tmp_path: Path
 def test_a_model_comes_by_one_call(subject: Any, serve: Any, tmp_path: Path) -> None:
     rounds, client, site = subject
     initial = {f"w{number}": np.full(2, number, np.float32) for number in range(3)}
-    port, calls = serve(aggregator(rounds, tmp_path, initial=initial))
+    port, calls = serve(begin(rounds, tmp_path, model=initial))
     keys = [TensorKey(name, "aggregator", 0, False, ("model",)) for name in initial]
     received = collaborator(site, client(port, tmp_path)).get_numpy_dict_for_tensorkeys(keys)
     np.testing.assert_array_equal([received[name] for name in initial], list(initial.values()))
@@ -325,7 +335,7 @@ def test_sending_a_model_does_not_copy_it(subject: Any, tmp_path: Path) -> None:
 
 @fault("transport/grpc/aggregator_client.py:140", stock=stock_client, ours=our_client)
 def test_one_connection_lasts(subject: Any, serve: Any, tmp_path: Path) -> None:
-    port, _ = serve(aggregator(EngineAggregator, tmp_path))
+    port, _ = serve(begin(EngineAggregator, tmp_path))
     client = subject(port, tmp_path)
     channels = set()
     for _ in range(2):
@@ -345,7 +355,7 @@ def test_an_error_is_an_answer(subject: Any, serve: Any, tmp_path: Path) -> None
             raise ArithmeticError("a fault of the aggregator")
         return None, 0, 10, False
 
-    rounds = aggregator(EngineAggregator, tmp_path)
+    rounds = begin(EngineAggregator, tmp_path)
     rounds.get_tasks = broken_at_first
     client = subject(serve(rounds)[0], tmp_path)
     with suppress(FederationError):
@@ -360,7 +370,7 @@ def test_an_error_is_an_answer(subject: Any, serve: Any, tmp_path: Path) -> None
     ours=lambda rounds: AggregatorRouter(lambda _: rounds, tls=False),
 )
 def test_parts_of_a_message_are_joined_once(subject: Any, tmp_path: Path) -> None:
-    rounds = aggregator(EngineAggregator, tmp_path)
+    rounds = begin(EngineAggregator, tmp_path)
     message = aggregator_pb2.TaskResults(
         header={"sender": "small", "receiver": "aggregator", "federation_uuid": "federation"},
         round_number=0, task_name="long" * 2**20, data_size=1,
