@@ -19,8 +19,9 @@ from openfl.component import Collaborator as EngineCollaborator
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, utils
 from openfl.transport import AggregatorGRPCClient
 
+from federation.audit import AuditLog
 from federation.errors import FederationError
-from federation.schedule import TASK_NAMES, finished_rounds
+from federation.schedule import TASK_NAMES, TRAIN, finished_rounds
 from federation.tensors import TensorStore
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,12 @@ CONNECTION_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class Collaborator(EngineCollaborator):  # type: ignore[misc]
-    """The engine's collaborator with a plain tensor store and errors that say where they happened."""
+    """The engine's collaborator with a plain tensor store and errors that say where they happened.
+
+    `audit` is the site's log of what it sends; the trainer names it.
+    """
+
+    audit = AuditLog()
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -59,6 +65,9 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
         """Send a task's tensors and metrics, and keep them as long as the round may be asked for again."""
         self._sent = {key: kept for key, kept in self._sent.items() if key[1] == round_number}
         self._sent[task_name, round_number] = tensor_dict
+        runner = self.task_runner
+        examples = runner.get_train_data_size() if task_name == TRAIN else runner.get_valid_data_size()
+        self.audit.results(task_name, round_number, examples, tensor_dict)
         super().send_task_results(tensor_dict, round_number, task_name)
 
 

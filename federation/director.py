@@ -17,7 +17,6 @@ Started by `director/start_director.sh`. Mends, with the engine's file and line:
 import argparse
 import asyncio
 import logging
-import shutil
 import signal
 import sys
 import tempfile
@@ -40,10 +39,13 @@ from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grp
 from openfl.transport import DirectorGRPCServer as EngineServer
 from openfl.transport.grpc.grpc_channel_options import channel_options
 
+from federation import archives
 from federation.access import Access, guards
 from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import configure_logging
+from federation.review import AWAITING_APPROVAL, DIGEST, SHORT
 from federation.router import AggregatorRouter
+from federation.schedule import NOTICE
 from federation.settings import DirectorSettings, load_director
 from federation.state import ExperimentState
 
@@ -90,6 +92,8 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self._changed = asyncio.Event()
         self.metrics = MetricLog(state, self.notify)
         self.gone: set[str] = set()
+        self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
+        self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
 
     @property
     def over(self) -> bool:
@@ -139,10 +143,28 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
 
     def site_failed(self, site: str, reason: str) -> None:
         """Go on without a site where the experiment's policy allows it; otherwise fail."""
+        self.awaiting.pop(site, None)
         if self.aggregator:
             self.aggregator.leave_out(site, reason)
         else:
             self.fail(reason)
+        if not self.over:
+            self.notice(f"goes on without site {site}: {reason}")
+
+    def await_approval(self, site: str, digest: str | None) -> None:
+        """A site waits for its owner to approve the code with this digest, or (None) waits no longer."""
+        waited_for = self.awaiting.pop(site, None)
+        if digest:
+            self.awaiting[site] = digest
+            if digest != waited_for:
+                self.notice(f"site {site} waits for its owner to approve the code (digest {digest[:SHORT]})")
+
+    def notice(self, text: str) -> None:
+        """Tell the readers something, once."""
+        if text not in self.notices:
+            logger.info("experiment %s: %s", self.name, text)
+            self.notices.append(text)
+            self.notify()
 
     async def start(self, last_heard: Callable[[str], float], **_: Any) -> None:
         """Run the experiment to its end; never raises, `failure` tells.
@@ -187,7 +209,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
     def _build_aggregator(self) -> Any:
         """The aggregator that the plan names, ready for its collaborators."""
         with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-            shutil.unpack_archive(self.archive_path, folder, format="zip")
+            archives.write(archives.read(self.archive_path), Path(folder))
             with chdir(folder):  # the engine reads the plan's pickles from the working folder
                 plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
                 plan.authorized_cols = list(self.collaborators)
@@ -301,7 +323,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Queue an experiment.
 
         Raises:
-            SubmissionRefused: no envoy to run it on, or its name is taken.
+            SubmissionRefused: no envoy to run it on, its name is taken, or its archive holds what may not travel.
         """
         if not list(collaborator_names):
             raise SubmissionRefused("no envoy is online; start one with envoy/start_envoy.sh and submit again")
@@ -309,6 +331,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             raise SubmissionRefused(
                 f"there is already an experiment named {experiment_name}; give this one another name"
             )
+        archives.read(experiment_archive_path)
         about = {
             "name": experiment_name,
             "collaborators": list(collaborator_names),
@@ -339,8 +362,14 @@ class Director(EngineDirector):  # type: ignore[misc]
                 self.col_exp_queues[collaborator].put_nowait(experiment.name)
             await experiment.start(lambda site: self._heard.get(site, self._started))
 
-    async def wait_experiment(self, envoy_name: str) -> str:
-        """The name of the experiment that this envoy should work on: the one it left, or the next one."""
+    async def wait_experiment(self, envoy_name: str, awaiting: str | None = None) -> str:
+        """The name of the experiment that this envoy should work on: the one it left, or the next one.
+
+        awaiting: the digest of that one's code, where the envoy has it and waits for its owner to approve it.
+        """
+        held = self.experiments_registry.get(self.col_exp[envoy_name] or "")
+        if held:
+            held.await_approval(envoy_name, awaiting)
         while True:
             experiment = self.experiments_registry.get(self.col_exp[envoy_name] or "")
             if experiment and experiment.wants(envoy_name):
@@ -358,8 +387,11 @@ class Director(EngineDirector):  # type: ignore[misc]
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
             raise FederationError(f"this director knows no experiment {experiment_name} of {caller}")
-        sent = 0
+        sent = told = 0
         while True:
+            while told < len(experiment.notices):
+                yield {"task_name": NOTICE, "metric_name": experiment.notices[told]}
+                told += 1
             while sent < len(experiment.metrics.lines):
                 yield experiment.metrics.lines[sent]
                 sent += 1
@@ -387,10 +419,12 @@ class Director(EngineDirector):  # type: ignore[misc]
             experiment.fail(f"experiment {experiment_name} was cancelled by {caller}")
 
     async def get_experiment_status(self, experiment_name: str, caller: str) -> str | None:
-        """The engine's status; for one that waits, also how many are before it."""
+        """The engine's status; for one that waits, also how many are before it, or at which sites it does."""
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
             return None
+        if experiment.status == Status.IN_PROGRESS and experiment.awaiting:
+            return f"{Status.IN_PROGRESS}, waiting for approval at {', '.join(sorted(experiment.awaiting))}"
         if experiment.status != Status.PENDING:
             return str(experiment.status)
         names = [name for name, each in self.experiments_registry.items() if not each.over]
@@ -433,6 +467,13 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             return await super().SetNewExperiment(stream, context)
         except SubmissionRefused as refusal:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+
+    async def WaitExperiment(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The name of an envoy's next experiment; the envoy may say that it has one and waits for its owner."""
+        said = dict(context.invocation_metadata() or ()).get(AWAITING_APPROVAL, "")
+        digest = str(said) if DIGEST.fullmatch(said) else None
+        name = await self.director.wait_experiment(request.collaborator_name, digest)
+        return director_pb2.WaitExperimentResponse(experiment_name=name)
 
     async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Metrics to a notebook; ends with an error if the experiment did."""
