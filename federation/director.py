@@ -41,7 +41,7 @@ from openfl.transport.grpc.grpc_channel_options import channel_options
 
 from federation import archives
 from federation.access import Access, guards
-from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
+from federation.errors import ArchiveRefused, ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import configure_logging
 from federation.review import AWAITING_APPROVAL, DIGEST, SHORT
 from federation.router import AggregatorRouter
@@ -325,13 +325,13 @@ class Director(EngineDirector):  # type: ignore[misc]
         Raises:
             SubmissionRefused: no envoy to run it on, its name is taken, or its archive holds what may not travel.
         """
+        await asyncio.to_thread(_check_archive, experiment_archive_path)
         if not list(collaborator_names):
             raise SubmissionRefused("no envoy is online; start one with envoy/start_envoy.sh and submit again")
         if experiment_name in self.experiments_registry:
             raise SubmissionRefused(
                 f"there is already an experiment named {experiment_name}; give this one another name"
             )
-        archives.read(experiment_archive_path)
         about = {
             "name": experiment_name,
             "collaborators": list(collaborator_names),
@@ -429,6 +429,14 @@ class Director(EngineDirector):  # type: ignore[misc]
             return str(experiment.status)
         names = [name for name, each in self.experiments_registry.items() if not each.over]
         return f"{Status.PENDING}, {names.index(experiment_name)} before it"
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        archives.read(path)
+    except ArchiveRefused:
+        path.unlink()
+        raise
 
 
 class DirectorServer(EngineServer):  # type: ignore[misc]

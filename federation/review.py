@@ -39,7 +39,12 @@ MAX_KEPT = 200
 DIGEST = re.compile(r"[0-9a-f]{64}")
 SHORT = 12
 """Digits of a digest that people are shown."""
-_SALT = re.compile(rb"^( +hash_salt: )[0-9a-f]{32}$", re.MULTILINE)
+_VARIES = re.compile(
+    rb"^( +(?:hash_salt|minimum_sites|gone_seconds|minimum_reporting|straggler_cutoff_time): )"
+    rb"(?:[0-9a-f]{32}|[0-9.e+]+|\.inf)$",
+    re.MULTILINE,
+)
+"""Lines of a plan that may differ between submissions of the same code: its salt, and when a round may close."""
 
 
 @dataclass(frozen=True)
@@ -53,28 +58,24 @@ class Submission:
         """SHA-256 over the name and content of every file: source, pickles and plan.
 
         All of these decide what runs: a pickle names what it calls, the plan the classes that are built from it. The
-        experiment's name is in none of them. Of the plan only the salt is left out, 32 hex digits that differ in every
-        submission; so the same code with the same plan and objects is known again.
+        experiment's name is in none of them. Of the plan the salt is left out and the numbers of the `RoundPolicy`,
+        which are the director's business and follow the number of sites that are online; so the same code with the
+        same plan and objects is known again.
         """
         whole = hashlib.sha256()
-        for name, content in sorted(self.unsalted.items()):
+        for name, content in sorted(self.lasting.items()):
             whole.update(f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode())
         return whole.hexdigest()
 
     @property
-    def unsalted(self) -> dict[str, bytes]:
-        """The files, with the plan's salt left out."""
-        plan = _SALT.sub(rb"\1-", self.files[archives.PLAN], count=1)
-        return {**self.files, archives.PLAN: plan}
-
-    def text(self) -> dict[str, list[str]]:
-        """Every file as the lines that a person is shown."""
-        return {name: lines(name, content) for name, content in sorted(self.unsalted.items())}
+    def lasting(self) -> dict[str, bytes]:
+        """The files without what may differ between submissions of the same code."""
+        return {**self.files, archives.PLAN: _VARIES.sub(rb"\1-", self.files[archives.PLAN])}
 
 
-def difference(old: Submission | None, new: Submission) -> Iterator[str]:
-    """The unified diff of two submissions, line by line; None: of nothing."""
-    before, after = old.text() if old else {}, new.text()
+def difference(old: Submission, new: Submission) -> Iterator[str]:
+    """The unified diff of two submissions, line by line."""
+    before, after = ({name: lines(name, content) for name, content in each.lasting.items()} for each in (old, new))
     for name in sorted(before.keys() | after.keys()):
         yield from difflib.unified_diff(
             before.get(name, []), after.get(name, []), f"approved/{name}", f"submitted/{name}", lineterm=""
@@ -284,10 +285,9 @@ def _show(
     typer.echo(f"experiment  {visible(about.experiment)}, received {_time(about.time)}")
     typer.echo(f"decision    {_decided(about, settings)}")
     typer.echo("A pickle is shown by what it imports and the values in it, in their order.")
-    text = submission.text()
-    whole = [name for name in text if code or not last or not name.endswith(".py")]
+    whole = [name for name in submission.files if code or not last or not name.endswith(".py")]
     for name in sorted(whole, key=lambda name: (name != archives.PLAN, name.endswith(".py"), name)):
-        typer.echo("\n".join(("", f"=== {name}", *text[name])))
+        typer.echo("\n".join(("", f"=== {name}", *lines(name, submission.files[name]))))
     if last:
         typer.echo(f"\n=== difference to {last.digest[:SHORT]}, approved last ({visible(last.experiment)})")
         typer.echo("\n".join(difference(folder.load(last.digest), submission)) or "none")

@@ -29,18 +29,21 @@ pathlib.Path(os.environ["TMPDIR"], "imported-at-" + os.environ["TOY_SITE"]).touc
 
 
 class Owners:
-    """Two sites whose owners are asked, an experimenter with a package that leaves a mark where it is imported."""
+    """A site that asks its owner, one that runs approved code only, and a package that marks where it is imported."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.toys = ToyFederation(folder, sites=0)
-        for number in (1, 2):
-            self.toys.start_site(f"site{number}", float(number), accept="ask")
+        self.toys.start_site("site1", 1.0, accept="ask")
+        self.toys.start_site("site2", 2.0, accept="approved")
         self.federation = Federation("localhost", self.toys.port)
         self.federation.wait_for_sites(2, 30)
         self.package = folder / "mine" / "toy"
         shutil.copytree(TOYS / "toy", self.package, ignore=shutil.ignore_patterns("__pycache__"))
         (self.package / "__init__.py").write_text(MARKER)
+        (self.package / "envoy.key").write_text("a key")
+        (self.package / "runs").mkdir()
+        (self.package / "runs" / "model.py").write_text("a run")
         self.reader = ThreadPoolExecutor(1)
 
     def submit(self, name: str, policy: RoundPolicy | None = None) -> tuple[Experiment, "Future[list[Metric]]"]:
@@ -84,64 +87,91 @@ def owners(tmp_path: Path):
     started.reader.shutdown()
 
 
-def test_the_data_owner_decides(owners: Owners, caplog: pytest.LogCaptureFixture) -> None:
+def craft(path: Path, name: str, content: bytes) -> Path:
+    """An archive with one file beside the plan."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(archives.PLAN, "")
+        archive.writestr(name, content)
+    return path
+
+
+def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "federation.experiment")
 
-    # New code waits at both sites, longer than a site may be silent, and none of it has run.
-    experiment, metrics = owners.submit("first", RoundPolicy(gone_seconds=2))
-    wait_for_status(experiment, "in_progress, waiting for approval at site1, site2")
+    # What may not travel is refused at submission, with its name.
+    for name, content in (("requirements.txt", b"left-pad"), ("../evil.py", b""), ("toy/data.py", b"0" * 2**25)):
+        with pytest.raises(grpc.RpcError) as error:
+            owners.federation._engine.dir_client.set_new_experiment(
+                "crafted", ["site1", "site2"], craft(tmp_path / "crafted.zip", name, content), {"vector": np.zeros(4)}
+            )
+        assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert name in error.value.details()
+    assert list((tmp_path / "state").glob("*")) == []
+
+    # New code waits at one site, longer than a site may be silent; the other refuses it; none of it has run.
+    alone = RoundPolicy(minimum_sites=1, gone_seconds=2)
+    experiment, metrics = owners.submit("first", alone)
+    wait_for_status(experiment, "in_progress, waiting for approval at site1")
+    shipped = archives.read(tmp_path / "state" / "first" / "experiment.zip")
+    assert shipped.keys() == {archives.PLAN, *archives.PICKLES, "toy/__init__.py", "toy/experiment.py"}
     time.sleep(2.5)
-    assert experiment.status() == "in_progress, waiting for approval at site1, site2"
-    digest = owners.waiting("site1")
-    assert digest == owners.waiting("site2")
-    assert f"site site1 waits for its owner to approve the code (digest {digest})" in caplog.text
-    shown = owners.run("site1", "show", digest)
+    assert experiment.status() == "in_progress, waiting for approval at site1"
+    first = owners.waiting("site1")
+    assert f"site site1 waits for its owner to approve the code (digest {first})" in caplog.text
+    assert re.search(rf"goes on without site site2: [^$]*\n  \S.*federation\.review approve {first} ", caplog.text)
+    shown = owners.run("site1", "show", first)
     for part in ("STEP = 1.0", "rounds_to_train: 2", "imports toy.experiment.VectorModel", "imported-at-"):
         assert part in shown
     assert "WARNING" not in shown
     assert owners.imported() == set()
-    owners.run("site1", "approve", digest)
-    wait_for_status(experiment, "in_progress, waiting for approval at site2")
-    owners.run("site2", "approve", digest[:6], "--reason", "read it all")
-    assert len(metrics.result(60)) > 0
+    owners.run("site1", "approve", first[:6], "--reason", "read it all")
+    assert {m.site: m.value for m in metrics.result(60) if m.metric == "took_part"} == {"site1": 1.0, "site2": 0.0}
+    assert owners.imported() == {"site1"}
+
+    # What is approved runs at once at both, although it is another submission.
+    assert re.search(rf"^{first} .* first +none; refused$", owners.run("site2", "list"), flags=re.MULTILINE)
+    owners.run("site2", "approve", first)
+    experiment, metrics = owners.submit("again")
+    metrics.result(60)
     np.testing.assert_allclose(experiment.last_weights()["vector"], 1.5)
+    assert "experiment again" not in caplog.text
     assert owners.imported() == {"site1", "site2"}
 
-    # Changed code waits again, is shown with its difference, and goes on without the site that rejects it.
+    # Changed code waits again, is shown with its difference, and completes when it is approved.
     owners.change_step("10.0")
-    experiment, metrics = owners.submit("changed", RoundPolicy(minimum_sites=1))
-    wait_for_status(experiment, "in_progress, waiting for approval at site1, site2")
+    experiment, metrics = owners.submit("changed", alone)
+    wait_for_status(experiment, "in_progress, waiting for approval at site1")
     changed = owners.waiting("site1")
     shown = owners.run("site1", "show", changed)
-    assert f"difference to {digest}, approved last (first)" in shown
+    assert f"difference to {first}, approved last (again)" in shown
     assert "\n-STEP = 1.0 " in shown
     assert "\n+STEP = 10.0 " in shown
     assert "class Numbers" not in shown  # neither changed nor near to it
-    owners.run("site2", "reject", changed, "--reason", "ten is too much")
     owners.run("site1", "approve", changed)
-    took_part = {m.site: m.value for m in metrics.result(60) if m.metric == "took_part"}
-    assert took_part == {"site1": 1.0, "site2": 0.0}
-    np.testing.assert_allclose(experiment.last_weights()["vector"], 10.0)
-    assert re.search(r"goes on without site site2: .*\s.*owner rejected this code .*: ten is too much", caplog.text)
-
-    # A restarted site that takes approved code only: what was approved runs, when submitted anew, and nothing else.
-    owners.toys.running["site2"].terminate()
-    assert owners.toys.wait("site2") == 0
-    owners.toys.start_site("site2", 2.0, accept="approved")
-    owners.toys.wait_for("site2", "registered")
-    owners.change_step("1.0")
-    experiment, metrics = owners.submit("first again", RoundPolicy(gone_seconds=2))
     metrics.result(60)
-    np.testing.assert_allclose(experiment.last_weights()["vector"], 1.5)
-    owners.change_step("100.0")
-    _, metrics = owners.submit("unknown")
-    with pytest.raises(ExperimentFailed) as failure:
+    np.testing.assert_allclose(experiment.last_weights()["vector"], 10.0)
+
+    # An approval is for what was looked at: the director's copy is changed meanwhile, and the site looks again.
+    owners.change_step("5.0")
+    experiment, metrics = owners.submit("swapped", alone)
+    wait_for_status(experiment, "in_progress, waiting for approval at site1")
+    craft(tmp_path / "state" / "swapped" / "experiment.zip", "requirements.txt", b"left-pad")
+    owners.run("site1", "approve", owners.waiting("site1"))
+    with pytest.raises(ExperimentFailed, match=r"site site1 failed:\s.*'requirements\.txt'"):
         metrics.result(60)
-    unknown = re.findall(r"digest (\w{12})", str(failure.value))[0]
-    assert "site site2 failed" in str(failure.value)
-    assert f"federation.review approve {unknown} --config" in str(failure.value)
-    assert f"{unknown} " in owners.run("site2", "list")
-    assert "Traceback" not in owners.toys.log("site2")
+
+    # What is rejected reaches the notebook with the owner's reason; so does a refusal, where all sites are needed.
+    owners.change_step("100.0")
+    experiment, metrics = owners.submit("rejected", alone)
+    wait_for_status(experiment, "in_progress, waiting for approval at site1")
+    rejected = owners.waiting("site1")
+    owners.run("site1", "reject", rejected, "--reason", "a hundred is too much")
+    with pytest.raises(ExperimentFailed, match=rf"site1 failed:\s.*\(digest {rejected}\): a hundred is too much"):
+        metrics.result(60)
+    _, metrics = owners.submit("refused")
+    with pytest.raises(ExperimentFailed, match=rf"(?s)site site2 failed:.*federation\.review approve {rejected} "):
+        metrics.result(60)
+    assert not any("Traceback" in owners.toys.log(name) for name in owners.toys.running)
 
     # What left the site, on its own disk, for its owner's eyes.
     path = owners.folder / "site1.audit.jsonl"
@@ -156,27 +186,8 @@ def test_the_data_owner_decides(owners: Owners, caplog: pytest.LogCaptureFixture
     assert {line["digest"]: line["tensors"] for line in lines if line["kind"] == "tensors"} == {
         trained["digest"]: {"vector": "float32[4]"}
     }
-    assert re.search(r"first again +1  train +1 +16  loss 5", owners.run("site1", "audit"))
+    assert re.search(r"again +1  train +1 +16  loss 5", owners.run("site1", "audit"))
     assert "failure" in owners.run("site2", "audit", "--last", "5")
     kept = [*(owners.folder / "site1.review").iterdir(), path]
     assert {stat.S_IMODE(each.stat().st_mode) for each in kept} == {0o600}
     assert stat.S_IMODE((owners.folder / "site1.review").stat().st_mode) == 0o700
-
-
-def test_archives_that_are_refused_at_submission_and_a_site_that_warns(tmp_path: Path) -> None:
-    toys = ToyFederation(tmp_path, sites=1)
-    try:
-        toys.wait_for("site1", r"WARNING: review\.accept is 'any'")
-        client = Federation("localhost", toys.port)._engine.dir_client
-        for name, content in (("requirements.txt", b"left-pad"), ("../evil.py", b""), ("toy/data.py", b"0" * 10**8)):
-            archive = tmp_path / "archive.zip"
-            with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as writing:
-                writing.writestr(archives.PLAN, "")
-                writing.writestr(name, content)
-            with pytest.raises(grpc.RpcError) as error:
-                client.set_new_experiment("crafted", ["site1"], archive, {"vector": np.zeros(4, np.float32)})
-            assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-            assert name in error.value.details()
-        assert list((tmp_path / "state").glob("*")) == []
-    finally:
-        toys.stop()
