@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from processes import PYTHON, TOYS, ToyFederation
+from processes import HOUSE, PYTHON, TOYS, ToyFederation
 from toy.experiment import TASKS, Numbers, VectorModel
 
 from federation import archives
@@ -45,6 +45,7 @@ class Owners:
         (self.package / "runs").mkdir()
         (self.package / "runs" / "model.py").write_text("a run")
         self.reader = ThreadPoolExecutor(1)
+        self.ran: set[str] = set()
 
     def submit(self, name: str, policy: RoundPolicy | None = None) -> tuple[Experiment, "Future[list[Metric]]"]:
         experiment = self.federation.submit(
@@ -59,6 +60,7 @@ class Owners:
 
     def run(self, site: str, command: str, *arguments: str) -> str:
         """What a command of a site's owner prints."""
+        self.ran.add(command)
         words = [PYTHON, "-m", "federation.review", command, *arguments, "--config", self.folder / f"{site}.yaml"]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
@@ -188,6 +190,8 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
     }
     assert re.search(r"again +1  train +1 +16  loss 5", owners.run("site1", "audit"))
     assert "failure" in owners.run("site2", "audit", "--last", "5")
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    assert owners.ran == set(re.findall(r"python -m federation\.review (\w+)", readme))
     kept = [*(owners.folder / "site1.review").iterdir(), path]
     assert {stat.S_IMODE(each.stat().st_mode) for each in kept} == {0o600}
     assert stat.S_IMODE((owners.folder / "site1.review").stat().st_mode) == 0o700
