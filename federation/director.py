@@ -40,11 +40,14 @@ from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grp
 from openfl.transport import DirectorGRPCServer as EngineServer
 from openfl.transport.grpc.grpc_channel_options import channel_options
 
+from federation import archives
 from federation.access import Access, certificate_name, guards
-from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
+from federation.errors import ArchiveRefused, ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import configure_logging
 from federation.models import ModelFile
+from federation.review import AWAITING_APPROVAL, DIGEST, SHORT
 from federation.router import AggregatorRouter
+from federation.schedule import NOTICE
 from federation.settings import DirectorSettings, load_director
 from federation.state import ExperimentState
 from federation.transfer import ModelServer
@@ -92,6 +95,8 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self._changed = asyncio.Event()
         self.metrics = MetricLog(state, self.notify)
         self.gone: set[str] = set()
+        self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
+        self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
 
     @property
     def over(self) -> bool:
@@ -141,10 +146,28 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
 
     def site_failed(self, site: str, reason: str) -> None:
         """Go on without a site where the experiment's policy allows it; otherwise fail."""
+        self.awaiting.pop(site, None)
         if self.aggregator:
             self.aggregator.leave_out(site, reason)
         else:
             self.fail(reason)
+        if not self.over:
+            self.notice(f"goes on without site {site}: {reason}")
+
+    def await_approval(self, site: str, digest: str | None) -> None:
+        """A site waits for its owner to approve the code with this digest, or (None) waits no longer."""
+        waited_for = self.awaiting.pop(site, None)
+        if digest:
+            self.awaiting[site] = digest
+            if digest != waited_for:
+                self.notice(f"site {site} waits for its owner to approve the code (digest {digest[:SHORT]})")
+
+    def notice(self, text: str) -> None:
+        """Tell the readers something, once."""
+        if text not in self.notices:
+            logger.info("experiment %s: %s", self.name, text)
+            self.notices.append(text)
+            self.notify()
 
     async def start(self, last_heard: Callable[[str], float], **_: Any) -> None:
         """Run the experiment to its end; never raises, `failure` tells.
@@ -189,7 +212,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
     def _build_aggregator(self) -> Any:
         """The aggregator that the plan names, ready for its collaborators."""
         with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-            shutil.unpack_archive(self.archive_path, folder, format="zip")
+            archives.write(archives.read(self.archive_path), Path(folder))
             with chdir(folder):  # the engine reads the plan's pickles from the working folder
                 plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
                 plan.authorized_cols = list(self.collaborators)
@@ -302,8 +325,9 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Queue an experiment.
 
         Raises:
-            SubmissionRefused: no envoy to run it on, or its name is taken.
+            SubmissionRefused: no envoy to run it on, its name is taken, or its archive holds what may not travel.
         """
+        await asyncio.to_thread(_check_archive, experiment_archive_path)
         if not list(collaborator_names):
             raise SubmissionRefused("no envoy is online; start one with envoy/start_envoy.sh and submit again")
         if experiment_name in self.experiments_registry:
@@ -340,8 +364,14 @@ class Director(EngineDirector):  # type: ignore[misc]
                 self.col_exp_queues[collaborator].put_nowait(experiment.name)
             await experiment.start(lambda site: self._heard.get(site, self._started))
 
-    async def wait_experiment(self, envoy_name: str) -> str:
-        """The name of the experiment that this envoy should work on: the one it left, or the next one."""
+    async def wait_experiment(self, envoy_name: str, awaiting: str | None = None) -> str:
+        """The name of the experiment that this envoy should work on: the one it left, or the next one.
+
+        awaiting: the digest of that one's code, where the envoy has it and waits for its owner to approve it.
+        """
+        held = self.experiments_registry.get(self.col_exp[envoy_name] or "")
+        if held:
+            held.await_approval(envoy_name, awaiting)
         while True:
             experiment = self.experiments_registry.get(self.col_exp[envoy_name] or "")
             if experiment and experiment.wants(envoy_name):
@@ -359,8 +389,11 @@ class Director(EngineDirector):  # type: ignore[misc]
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
             raise FederationError(f"this director knows no experiment {experiment_name} of {caller}")
-        sent = 0
+        sent = told = 0
         while True:
+            while told < len(experiment.notices):
+                yield {"task_name": NOTICE, "metric_name": experiment.notices[told]}
+                told += 1
             while sent < len(experiment.metrics.lines):
                 yield experiment.metrics.lines[sent]
                 sent += 1
@@ -388,14 +421,24 @@ class Director(EngineDirector):  # type: ignore[misc]
             experiment.fail(f"experiment {experiment_name} was cancelled by {caller}")
 
     async def get_experiment_status(self, experiment_name: str, caller: str) -> str | None:
-        """The engine's status; for one that waits, also how many are before it."""
+        """The engine's status; for one that waits, also how many are before it, or at which sites it does."""
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
             return None
+        if experiment.status == Status.IN_PROGRESS and experiment.awaiting:
+            return f"{Status.IN_PROGRESS}, waiting for approval at {', '.join(sorted(experiment.awaiting))}"
         if experiment.status != Status.PENDING:
             return str(experiment.status)
         names = [name for name, each in self.experiments_registry.items() if not each.over]
         return f"{Status.PENDING}, {names.index(experiment_name)} before it"
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        archives.read(path)
+    except ArchiveRefused:
+        path.unlink()
+        raise
 
 
 class DirectorServer(EngineServer):  # type: ignore[misc]
@@ -446,6 +489,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             with archive.open("wb") as archive_file, model.open("wb") as model_file:
                 async for request in stream:
                     archive_file.write(request.experiment_data.npbytes)
+                    archives.check_size(archive_file.tell())
                     for part in request.model_proto.tensors:
                         model_file.write(part.data_bytes)
             ModelFile(model)
@@ -470,6 +514,13 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
     async def GetTrainedModel(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Not here: models have streams of their own."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "models travel by federation.Models")
+
+    async def WaitExperiment(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The name of an envoy's next experiment; the envoy may say that it has one and waits for its owner."""
+        said = dict(context.invocation_metadata() or ()).get(AWAITING_APPROVAL, "")
+        digest = str(said) if DIGEST.fullmatch(said) else None
+        name = await self.director.wait_experiment(request.collaborator_name, digest)
+        return director_pb2.WaitExperimentResponse(experiment_name=name)
 
     async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Metrics to a notebook; ends with an error if the experiment did."""

@@ -16,5 +16,9 @@ class SubmissionRefused(FederationError):
     """The director did not accept an experiment."""
 
 
+class ArchiveRefused(SubmissionRefused):
+    """An experiment's archive holds what may not travel, or is too large; names the file."""
+
+
 class ExperimentFailed(FederationError):
     """An accepted experiment ended early; the text holds site, round, task and the remote traceback."""

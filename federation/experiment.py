@@ -7,16 +7,20 @@ Mends, with the engine's file and line:
 - experiment.py:262 `prepare_workspace_distribution`: also ships `pip freeze`. Here nothing is installed anywhere.
 - transport/grpc/director_client.py:355: every chunk of the archive carries the whole initial model. Here it travels
   once.
+- experiment.py:731: a task's wrapper is pickled as compiled code, with paths of the notebook's machine. Here a task is
+  pickled by its name: what a site's owner reads is what runs, and the same submission has the same digest everywhere.
 - experiment.py:200 `stream_metrics`: only logs. Here metrics are values, and a failure is an exception.
 - federated/plan/plan.py:309: identical plans share an id. Here each experiment's plan is salted.
 """
 
-import shutil
+import inspect
+import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +34,18 @@ from openfl.protocols import base_pb2, director_pb2, director_pb2_grpc
 from openfl.protocols.interceptors import headers_adder
 from openfl.transport.grpc.director_client import DirectorClient
 
+from federation import archives
 from federation.channels import connect
 from federation.errors import REFUSALS, ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import quieten_engine
 from federation.models import CHUNK, Packed, Piece
 from federation.policy import RoundPolicy
-from federation.schedule import TASK_NAMES, RoundSchedule, finished_rounds
+from federation.schedule import NOTICE, TASK_NAMES, RoundSchedule, finished_rounds
 from federation.settings import Certificates
 from federation.transfer import fetch_trained
 from federation.updates import Encoder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,8 @@ class Federation:
 
         Args:
             name: its name, not used before on this director.
-            package: the folder of the Python package that travels to the sites (its `*.py` files only).
+            package: the folder of the Python package that travels to the sites: its `*.py` files only, and those of
+                folders within that are packages themselves.
             model, tasks, data: the engine's interface objects, defined in that package.
             rounds: rounds of training; a last validation follows.
             best_metric: the metric of the aggregated validation by which the best model is chosen (larger is better).
@@ -204,17 +212,25 @@ class Experiment:
         self.name = name
 
     def status(self) -> str:
-        """Where the experiment stands: "pending, 1 before it", "in_progress", "finished", "failed", or "unknown"."""
+        """Where it stands: "pending, 1 before it", "in_progress", "finished", "failed", or "unknown".
+
+        "in_progress, waiting for approval at site1": the owner of site1 has not decided on the code yet.
+        """
         return str(self._client.get_experiment_status(self.name).experiment_status or "unknown")
 
     def metrics(self) -> Iterator[Metric]:
         """Every metric from the first on, as it arrives; ends with the experiment.
+
+        That a site waits for its owner, or is left out and why, is logged as a warning.
 
         Raises:
             ExperimentFailed: the experiment failed; names site, round and task and holds the remote traceback.
         """
         try:
             for line in self._client.stream_metrics(self.name):
+                if line["task_name"] == NOTICE:
+                    logger.warning("experiment %s: %s", self.name, line["metric_name"])
+                    continue
                 task, done = line["task_name"], finished_rounds(line["task_name"], line["round"])
                 yield Metric(done, line["metric_origin"], TASK_NAMES[task], line["metric_name"], line["metric_value"])
         except grpc.RpcError as error:
@@ -303,13 +319,24 @@ class _Submission(FLExperiment):  # type: ignore[misc]
     def prepare_workspace_distribution(
         self, model_provider: Any, task_keeper: Any, data_loader: Any, task_assigner: Any, pip_install_options: Any = ()
     ) -> None:
-        """Pack the plan, the pickled interface objects and the package's source files."""
+        """Pack the plan, the pickled interface objects and the package's source files.
+
+        Raises:
+            ArchiveRefused: one of them may not travel; says which and why.
+        """
+        tasks = copy(task_keeper)
+        tasks.task_registry = {name: _unwrapped(task) for name, task in task_keeper.task_registry.items()}
         Path("workspace/plan").mkdir(parents=True)
         with chdir("workspace"):
-            self._serialize_interface_objects(model_provider, task_keeper, data_loader, task_assigner)
+            self._serialize_interface_objects(model_provider, tasks, data_loader, task_assigner)
             Plan.dump(Path("plan", self.plan.name), self.plan.config)
-            for source in sorted(self._package.rglob("*.py")):
-                target = Path(self._package.name, source.relative_to(self._package))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-        self.arch_path = shutil.make_archive(str(Path("experiment").absolute()), "zip", "workspace")
+            files = {name: Path(name).read_bytes() for name in (archives.PLAN, *archives.PICKLES)}
+        archive = Path("experiment.zip").absolute()
+        archives.pack(files | archives.sources(self._package), archive)
+        self.arch_path = str(archive)
+
+
+def _unwrapped(task: Callable[..., Any]) -> Callable[..., Any]:
+    """The task itself, out of the function that the engine wraps around it."""
+    inner: Callable[..., Any] = inspect.getclosurevars(task).nonlocals.get("training_method", task)
+    return inner

@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from federation.audit import AuditLog
 from federation.errors import FederationError
 from federation.logs import configure_logging
 
@@ -33,6 +34,7 @@ class TrainerTask:
     """What a trainer must know that is not in the shipped plan; `folder` is the unpacked experiment."""
 
     folder: str
+    experiment: str
     site: str
     director_host: str
     director_port: int
@@ -40,6 +42,7 @@ class TrainerTask:
     descriptor_params: dict[str, Any]
     cuda_devices: list[int]
     certificates: dict[str, str | None]
+    audit: str | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -88,6 +91,11 @@ def run(task: TrainerTask) -> None:
     )
     collaborator = plan.get_collaborator(task.site, client=client, shard_descriptor=descriptor)
     collaborator.set_available_devices(cuda=tuple(task.cuda_devices))
+    if task.audit:
+        director = f"{task.director_host}:{task.director_port}"
+        collaborator.audit = AuditLog(
+            Path(task.audit), site=task.site, director=director, experiment=task.experiment
+        )  # fmt: skip
     collaborator.run()
 
 
