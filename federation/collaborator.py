@@ -10,8 +10,10 @@ Mends, with the engine's file and line:
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,14 +21,16 @@ from openfl.component import Collaborator as EngineCollaborator
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, utils
 from openfl.transport import AggregatorGRPCClient
 
+from federation.channels import CONNECTION_LOST, connect
 from federation.errors import FederationError
 from federation.schedule import TASK_NAMES, finished_rounds
+from federation.settings import Certificates
 from federation.tensors import TensorStore
 
 logger = logging.getLogger(__name__)
 
-CONNECTION_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""What a call ends with when the director was killed, or was stopped, in the middle of it."""
+LONG_CALL = 60.0
+"""Seconds; a call that has lasted longer was connected: a large model on a slow link is no director out of reach."""
 
 
 class Collaborator(EngineCollaborator):  # type: ignore[misc]
@@ -65,7 +69,7 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
 class AggregatorClient(AggregatorGRPCClient):  # type: ignore[misc]
     """The engine's client on one lasting channel.
 
-    A connection that is down is tried again every second, at most `give_up_after` seconds.
+    A connection that is down is tried again every second, at most `give_up_after` seconds after it was lost.
     """
 
     give_up_after = 600.0
@@ -73,6 +77,16 @@ class AggregatorClient(AggregatorGRPCClient):  # type: ignore[misc]
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.stub = aggregator_pb2_grpc.AggregatorStub(self.channel)
+
+    def create_insecure_channel(self, uri: str) -> grpc.Channel:
+        """A channel with this package's options."""
+        return connect(uri, Certificates())
+
+    def create_tls_channel(
+        self, uri: str, root_certificate: str, disable_client_auth: bool, certificate: str, private_key: str
+    ) -> grpc.Channel:
+        """A channel with this package's options; the site always shows its certificate."""
+        return connect(uri, Certificates(Path(root_certificate), Path(private_key), Path(certificate)))
 
     def get_tasks(self, collaborator_name: str) -> tuple[Any, int, int, bool]:
         """Tasks, round, seconds to sleep, quit."""
@@ -116,13 +130,16 @@ class AggregatorClient(AggregatorGRPCClient):  # type: ignore[misc]
         self._call(lambda: self.stub.SendLocalTaskResults(utils.proto_to_datastream(results, self.logger)))
 
     def _call(self, send: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + self.give_up_after
+        lost = math.inf
         told = False
         while True:
+            started = time.monotonic()
             try:
                 return send()
             except grpc.RpcError as error:
-                if error.code() not in CONNECTION_LOST or time.monotonic() > deadline:
+                now = time.monotonic()
+                lost = now if now - started > LONG_CALL else min(lost, now)
+                if error.code() not in CONNECTION_LOST or now - lost > self.give_up_after:
                     raise FederationError(f"the director at {self.uri} answered: {error.details()}") from error
                 if not told:
                     logger.warning("the director at %s is out of reach (%s); trying again", self.uri, error.details())

@@ -16,5 +16,9 @@ class SubmissionRefused(FederationError):
     """The director did not accept an experiment."""
 
 
+class DirectorLeaves(FederationError):
+    """The director is stopped in the middle of an experiment that goes on when it is started again."""
+
+
 class ExperimentFailed(FederationError):
     """An accepted experiment ended early; the text holds site, round, task and the remote traceback."""

@@ -9,6 +9,7 @@ Mends, with the engine's file and line:
 - federated/plan/plan.py:309: identical plans share an id. Here each experiment's plan is salted.
 """
 
+import logging
 import shutil
 import tempfile
 import time
@@ -24,13 +25,21 @@ import numpy as np
 from openfl.federated import Plan
 from openfl.interface.interactive_api.experiment import FLExperiment, ModelInterface, TaskInterface
 from openfl.interface.interactive_api.federation import Federation as EngineFederation
+from openfl.protocols import director_pb2_grpc
+from openfl.protocols.interceptors import headers_adder
 from openfl.transport.grpc.director_client import DirectorClient
 
+from federation.channels import CONNECT_SECONDS, CONNECTION_LOST, connect
 from federation.errors import REFUSALS, ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import quieten_engine
 from federation.policy import RoundPolicy
 from federation.schedule import TASK_NAMES, RoundSchedule, finished_rounds
 from federation.settings import Certificates
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.2
+"""Pause before a reader connects again: a proxy in front of a director that is away refuses at once."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class Federation:
                 api_cert=paths.as_strings()["certificate"],
                 api_private_key=paths.as_strings()["private_key"],
             )
+            self._engine.dir_client = _Client(f"{host}:{port}", paths, client_id)
         except grpc.RpcError as error:
             if error.code().name in REFUSALS:
                 raise FederationError(f"the director at {host}:{port} refuses: {error.details()}") from error
@@ -179,10 +189,20 @@ class Federation:
         return [site for site in self.sites() if site.online]
 
 
+class _Client(DirectorClient):  # type: ignore[misc]
+    """The engine's client on a channel with this package's options."""
+
+    def __init__(self, address: str, certificates: Certificates, client_id: str) -> None:
+        self.channel = connect(address, certificates)  # in plain mode the caller says its name itself
+        self.stub = director_pb2_grpc.DirectorStub(
+            grpc.intercept_channel(self.channel, headers_adder({"client_id": client_id}))
+        )
+
+
 class Experiment:
     """An accepted experiment, by its name."""
 
-    def __init__(self, client: DirectorClient, name: str) -> None:
+    def __init__(self, client: _Client, name: str) -> None:
         self._client = client
         self.name = name
 
@@ -190,22 +210,27 @@ class Experiment:
         """Where the experiment stands: "pending, 1 before it", "in_progress", "finished", "failed", or "unknown"."""
         return str(self._client.get_experiment_status(self.name).experiment_status or "unknown")
 
-    def metrics(self) -> Iterator[Metric]:
-        """Every metric from the first on, as it arrives; ends with the experiment.
+    def metrics(self, reconnect_seconds: float = 120.0) -> Iterator[Metric]:
+        """Every metric from the first on, each once, as it arrives; ends with the experiment.
+
+        When the connection is lost, or the director is stopped, a warning is logged, and the metrics go on as soon as
+        the director answers again.
+
+        Args:
+            reconnect_seconds: how long to wait for a director that is out of reach, each time; 0 does not wait.
 
         Raises:
-            ExperimentFailed: the experiment failed; names site, round and task and holds the remote traceback.
+            ExperimentFailed: the experiment failed; names site, round and task and holds the remote traceback. Or
+                the director was out of reach for too long; the experiment may go on without this reader.
         """
-        try:
-            for line in self._client.stream_metrics(self.name):
-                task, done = line["task_name"], finished_rounds(line["task_name"], line["round"])
-                yield Metric(done, line["metric_origin"], TASK_NAMES[task], line["metric_name"], line["metric_value"])
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise ExperimentFailed(
-                    f"the director is gone in the middle of {self.name}: {error.details()}"
-                ) from error
-            raise ExperimentFailed(error.details()) from None
+        seen: set[tuple[int, str, str, str]] = set()
+        for line in self._lines(reconnect_seconds):
+            task, done = line["task_name"], finished_rounds(line["task_name"], line["round"])
+            metric = Metric(done, line["metric_origin"], TASK_NAMES[task], line["metric_name"], line["metric_value"])
+            key = metric.round, metric.site, metric.task, metric.metric
+            if key not in seen:
+                seen.add(key)
+                yield metric
 
     def best_weights(self) -> dict[str, np.ndarray]:
         """The trained tensors that scored best in the aggregated validation."""
@@ -218,6 +243,34 @@ class Experiment:
     def cancel(self) -> None:
         """End the experiment, whether it waits or runs; its readers are told."""
         self._client.remove_experiment_data(self.name)
+
+    def _lines(self, reconnect_seconds: float) -> Iterator[dict[str, Any]]:
+        """What the director tells: after a lost connection again from the first line, and perhaps in another order."""
+        lost: float | None = None
+        while True:
+            started = time.monotonic()
+            try:
+                yield from self._client.stream_metrics(self.name)
+                return
+            except grpc.RpcError as error:
+                if error.code() not in CONNECTION_LOST:
+                    raise ExperimentFailed(error.details()) from None
+                reason = error.details()
+            now = time.monotonic()
+            if lost is None or now - started > CONNECT_SECONDS:  # it had been connected
+                lost = now
+                logger.warning(
+                    "experiment %s: the director is out of reach (%s); waiting up to %.0f s for it",
+                    self.name, reason, reconnect_seconds,
+                )  # fmt: skip
+            try:
+                grpc.channel_ready_future(self._client.channel).result(lost + reconnect_seconds - now)
+            except grpc.FutureTimeoutError:
+                raise ExperimentFailed(
+                    f"no word from the director for {reconnect_seconds:.0f} s in the middle of {self.name} ({reason}); "
+                    f"the sites go on, or wait for it: when it is back, attach({self.name!r}) follows the experiment"
+                ) from None
+            time.sleep(RETRY_SECONDS)
 
     def _weights(self, get: Callable[[str], dict[str, np.ndarray]], what: str) -> dict[str, np.ndarray]:
         weights = get(self.name)
