@@ -6,6 +6,7 @@ that link is with such loss depends on the kernel: TCP's "bbr" fills it, "cubic"
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,10 +68,13 @@ class Machines(Hosts):
 
     def metrics(self, notebook: str) -> dict[Key, float]:
         """What a notebook was told; it is told nothing twice."""
-        lines = [json.loads(line) for line in self.log(notebook).splitlines() if line.startswith("[")]
+        lines = [json.loads(line) for line in self.log(notebook).splitlines() if re.match(r'\[\d+, "', line)]
         told: dict[Key, float] = {(done, site, task, name): value for done, site, task, name, value in lines}
         assert len(told) == len(lines)
         return told
+
+    def wait_for(self, name: str, pattern: str, seconds: float = 120) -> re.Match[str]:
+        return super().wait_for(name, pattern, seconds)
 
     def weights(self, notebook: str) -> np.ndarray:
         """The last weights as a notebook got them, once it has ended well."""
@@ -106,9 +110,9 @@ def test_a_whole_run_with_certificates_over_a_long_narrow_and_lossy_link(machine
     machines.start_notebook(
         "laptop1", "submitter", "far", sites=sites, length=length, rounds=1, policy={"gone_seconds": 4}
     )
-    machines.wait_for("site3", "round 1, task train: starts", 120)
+    machines.wait_for("site3", "round 1, task train: starts")
     before = machines.network.sent("site3")
-    machines.wait_for("site3", "round 1, task train: took", 120)
+    machines.wait_for("site3", "round 1, task train: took")
     assert machines.network.sent("site3") - before > 4 * length  # it did go over that link
     # As in a plain run: the sites add 1, 2 and 3 a round.
     np.testing.assert_allclose(machines.weights("submitter"), first_vector(length) + 2.0, rtol=1e-6)
@@ -125,19 +129,17 @@ def test_links_that_are_cut_for_30_seconds(machines: Machines) -> None:
     machines.wait("site3")
     start = network.sent("site2")
     machines.start_notebook("laptop1", "steady", "cut", sites=["site1", "site2"], length=length, rounds=1)
-    machines.wait_for("steady", r'\[0, "site1"')
-    machines.start_notebook("laptop2", "short-lived", "cut")
-    machines.wait_for("short-lived", r'\[0, "site1"')
-    network.wait_until_sent("site2", start + 4 * length // 3, 60)
+    network.wait_until_sent("site2", start + 4 * length // 3, 120)
     network.cut("site2", "laptop1")
     cut = time.monotonic()
-    machines.kill("short-lived")
-    machines.start_notebook("laptop2", "successor", "cut")
-    machines.wait_for("successor", r'\[0, "site1"')  # its first metric is the first of all
+    for name in ("short-lived", "successor"):
+        machines.start_notebook("laptop2", name, "cut")
+        machines.wait_for(name, r'\[0, "site1", "validate_global"')  # the first metric of all
+        if name == "short-lived":
+            machines.kill(name)
     time.sleep(max(0.0, cut + 30 - time.monotonic()))
-    assert not (machines.logs / "steady.npy").exists()
-    assert network.sent("site2") - start < 4 * length  # it was in the middle
     before = network.sent("site2")
+    assert before - start < 4 * length  # it was in the middle
     network.mend("site2", "laptop1")
     delay = network.wait_until_sent("site2", before + 500_000, 10)
     print(f"the transfer goes on {delay:.1f} s after the link is back")
