@@ -11,6 +11,8 @@ Started by `director/start_director.sh`. Mends, with the engine's file and line:
 - component/director/director.py:60: everything is kept in memory and lost with the process. Here every experiment is on
   disk (`federation.state`), and goes on from its last finished round.
 - director.py:405 `get_envoys`: KeyError for an envoy that has not asked for work yet.
+- director.py:239 `wait_experiment`: an experiment is told once to each envoy; where the question that is told is one of
+  a lost connection, the envoy never hears of it.
 - transport/grpc/aggregator_server.py:74: see `federation.router`.
 """
 
@@ -38,11 +40,11 @@ from openfl.component.director.experiment import Status
 from openfl.federated import Plan
 from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grpc
 from openfl.transport import DirectorGRPCServer as EngineServer
-from openfl.transport.grpc.grpc_channel_options import channel_options
 
 from federation import archives
 from federation.access import Access, certificate_name, guards
-from federation.errors import ArchiveRefused, ExperimentFailed, FederationError, SubmissionRefused
+from federation.channels import SERVER_OPTIONS
+from federation.errors import ArchiveRefused, DirectorLeaves, ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import configure_logging
 from federation.models import ModelFile
 from federation.review import AWAITING_APPROVAL, DIGEST, SHORT
@@ -97,6 +99,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self.gone: set[str] = set()
         self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
         self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
+        self.left = False
 
     @property
     def over(self) -> bool:
@@ -131,7 +134,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
             self.failure = (
                 f"the director was stopped in the middle of {self.name}, which goes on when it is started again"
             )
-            self.status = Status.FAILED
+            self.status, self.left = Status.FAILED, True
             if self.aggregator:
                 self.aggregator.release()
             self.notify()
@@ -195,7 +198,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
 
     def wants(self, site: str) -> bool:
         """Whether there is work for this site; one that was gone is counted on again, one that failed is not."""
-        if self.over:
+        if self.over or site not in self.collaborators:
             return False
         if self.aggregator and site in self.gone:
             self.gone.remove(site)
@@ -274,6 +277,8 @@ class Director(EngineDirector):  # type: ignore[misc]
         super().__init__(**settings)
         self.experiments_registry = ExperimentsRegistry()
         self.col_exp: dict[str, str | None] = defaultdict(lambda: None)
+        self._running: Experiment | None = None
+        self._next = asyncio.Event()
         self._state_root = state_root
         self._started = time.monotonic()
         self._heard: dict[str, float] = {}
@@ -303,15 +308,19 @@ class Director(EngineDirector):  # type: ignore[misc]
             "valid_duration": 2 * self.envoy_health_check_period,
             "last_updated": time.time(),
         }
-        self._heard[name] = time.monotonic()
+        self.heard(name)
         logger.info("envoy %s: registered", name)
         return True
 
     def update_envoy_status(self, *, envoy_name: str, **status: Any) -> int:
         """Note that an envoy is there; returns the seconds after which it should say so again."""
         period: int = super().update_envoy_status(envoy_name=envoy_name, **status)
-        self._heard[envoy_name] = time.monotonic()
+        self.heard(envoy_name)
         return period
+
+    def heard(self, site: str) -> None:
+        """Note that a site has sent a message, of whatever sort: only a silent one is gone."""
+        self._heard[site] = time.monotonic()
 
     async def set_new_experiment(
         self,
@@ -360,30 +369,32 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Run the queued experiments one after the other, for ever."""
         while True:
             experiment = await self.experiments_registry.waiting.get()
-            for collaborator in experiment.collaborators:
-                self.col_exp_queues[collaborator].put_nowait(experiment.name)
+            self._running = experiment
+            self._next.set()
+            self._next = asyncio.Event()
             await experiment.start(lambda site: self._heard.get(site, self._started))
 
     async def wait_experiment(self, envoy_name: str, awaiting: str | None = None) -> str:
-        """The name of the experiment that this envoy should work on: the one it left, or the next one.
+        """The name of the experiment that this envoy should work on: the one that runs, or the next one.
+
+        Whoever asks is told: when a connection is lost without a word, its question waits here beside the new one.
 
         awaiting: the digest of that one's code, where the envoy has it and waits for its owner to approve it.
         """
         held = self.experiments_registry.get(self.col_exp[envoy_name] or "")
         if held:
             held.await_approval(envoy_name, awaiting)
-        while True:
-            experiment = self.experiments_registry.get(self.col_exp[envoy_name] or "")
-            if experiment and experiment.wants(envoy_name):
-                return str(experiment.name)
-            self.col_exp[envoy_name] = None
-            self.col_exp[envoy_name] = await self.col_exp_queues[envoy_name].get()
+        while not (self._running and self._running.wants(envoy_name)):
+            await self._next.wait()
+        self.col_exp[envoy_name] = self._running.name
+        return str(self._running.name)
 
     async def stream_metrics(self, experiment_name: str, caller: str) -> AsyncIterator[dict[str, Any]]:
         """Every metric from the first on, then new ones as they come.
 
         Raises:
             ExperimentFailed: at the end of an experiment that failed.
+            DirectorLeaves: the experiment goes on when the director is back.
             FederationError: there is no such experiment of this caller.
         """
         experiment = self.experiments_registry.get(experiment_name)
@@ -400,6 +411,8 @@ class Director(EngineDirector):  # type: ignore[misc]
             if experiment.over:
                 break
             await experiment.news()
+        if experiment.left:
+            raise DirectorLeaves(experiment.failure)
         if experiment.status != Status.FINISHED:
             raise ExperimentFailed(experiment.failure or f"experiment {experiment_name} was {experiment.status}")
 
@@ -448,10 +461,9 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def _run_server(self) -> None:
         pool = ThreadPoolExecutor(COLLABORATOR_THREADS, thread_name_prefix="collaborator")
-        options = [*channel_options, ("grpc.so_reuseport", 0)]
-        self.server = grpc.aio.server(migration_thread_pool=pool, interceptors=self.guards, options=options)
+        self.server = grpc.aio.server(migration_thread_pool=pool, interceptors=self.guards, options=SERVER_OPTIONS)
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
-        router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls)
+        router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls, self.director.heard)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
         models = ModelServer(self.director.experiments_registry.aggregator_of, self._trained, certificate_name)
         models.add_to(self.server)
@@ -527,6 +539,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         try:
             async for metric in self.director.stream_metrics(request.experiment_name, self.get_caller(context)):
                 yield director_pb2.GetMetricStreamResponse(**metric)
+        except DirectorLeaves as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except FederationError as error:
             await context.abort(grpc.StatusCode.ABORTED, str(error))
 

@@ -27,10 +27,10 @@ from types import FrameType
 
 import grpc
 from openfl.component.envoy.envoy import Envoy as EngineEnvoy
-from openfl.protocols import director_pb2
+from openfl.protocols import director_pb2, director_pb2_grpc
 from openfl.transport.grpc.exceptions import ShardNotFoundError
 
-from federation import archives, devices
+from federation import archives, channels, devices
 from federation.audit import AuditLog
 from federation.errors import REFUSALS, FederationError
 from federation.logs import configure_logging
@@ -64,6 +64,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             cuda_device_monitor=monitor,
             **settings.certificates.as_strings(),
         )
+        channel = channels.connect("{}:{}".format(*self._director), settings.certificates)
+        self.director_client.stub = director_pb2_grpc.DirectorStub(channel)
         if not self.cuda_devices:
             logger.info("no CUDA device: training on the CPU with %d thread(s)", settings.cpu_threads)
         if settings.accept == Accept.ANY:
