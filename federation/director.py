@@ -465,7 +465,9 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
         router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls, self.director.heard)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
-        models = ModelServer(self.director.experiments_registry.aggregator_of, self._trained, certificate_name)
+        models = ModelServer(
+            self.director.experiments_registry.aggregator_of, self._trained, certificate_name, self.director.heard
+        )
         models.add_to(self.server)
         try:
             port = self._bind()
