@@ -76,7 +76,7 @@ def run(task: TrainerTask) -> None:
         raise FederationError(f"the site's shard descriptor imports {', '.join(stale)}, which the experiment ships")
     from openfl.federated import Plan
 
-    from federation.collaborator import AggregatorClient
+    from federation.collaborator import AggregatorClient, Collaborator
 
     plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
     client = AggregatorClient(
@@ -90,12 +90,14 @@ def run(task: TrainerTask) -> None:
         **task.certificates,
     )
     collaborator = plan.get_collaborator(task.site, client=client, shard_descriptor=descriptor)
+    if not isinstance(collaborator, Collaborator):  # another one would send without a line in the audit log
+        name = f"{Collaborator.__module__}.{Collaborator.__qualname__}"
+        raise FederationError(f"the plan's collaborator.template is {type(collaborator)}; allowed: {name}")
     collaborator.set_available_devices(cuda=tuple(task.cuda_devices))
     if task.audit:
         director = f"{task.director_host}:{task.director_port}"
-        collaborator.audit = AuditLog(
-            Path(task.audit), site=task.site, director=director, experiment=task.experiment
-        )  # fmt: skip
+        log = AuditLog(Path(task.audit), site=task.site, director=director, experiment=task.experiment)
+        collaborator.audit = log
     collaborator.run()
 
 
