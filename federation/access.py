@@ -2,8 +2,8 @@
 
 With TLS every caller has shown a certificate of the federation's authority (gRPC refuses all others, and those that
 have expired). Here its role and its name decide, and the revocation list. The engine checks the name in the
-aggregator's messages only (transport/grpc/aggregator_server.py:90); with any certificate one could submit an
-experiment or register in a site's name.
+aggregator's messages only: with any certificate one could register in a site's name
+(transport/grpc/director_server.py:190) or submit an experiment (director_server.py:219).
 """
 
 import inspect
@@ -204,6 +204,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             logger.warning(
                 "refused: peer %s, name %s, role %s, method %s: %s",
                 unquote(context.peer()), caller.name, caller.role or "none", _short(method), refusal.reason,
+                extra={"site": caller.name if caller.role is Role.ENVOY else None},
             )  # fmt: skip
         return refusal
 

@@ -4,16 +4,18 @@ Named in the plan (`aggregator.template`), so the engine builds it itself. Mends
 
 - component/aggregator/aggregator.py:938: "best" compares every metric and takes the larger, so a loss of 5.0 beats
   an accuracy of 0.9. Here one named metric with a direction decides.
-- aggregator.py:314 and :487: idle collaborators sleep 10 s, missing tensors are polled every 5 s. Here a
+- aggregator.py:314 and aggregator.py:487: idle collaborators sleep 10 s, missing tensors are polled every 5 s. Here a
   collaborator's question waits until there is an answer.
-- aggregator.py:822: the average is turned into a delta and added back, which costs time and changes the last bits.
+- aggregator.py:805: the average is turned into a delta and added back, which costs time and changes the last bits.
   Here the next round starts from the average itself.
-- aggregator.py:570: what a site sends is averaged as it comes, NaN and all. Here names, shapes and values are checked.
-- aggregator.py:645 and databases/tensor_db.py:231: every site's tensors are held in memory and stacked to be averaged.
-  Here they are files (`federation.models`), averaged block by block.
-- aggregator.py:429 `_straggler_cutoff_time_elapsed`: when the time of a round is up and too few sites are done, it goes
-  on waiting. Here the experiment fails and says who is missing; and every round says who took part in it.
-- databases/tensor_db.py:137: see `federation.tensors`.
+- aggregator.py:646: what a site sends is averaged as it comes, NaN and all. Here names, shapes and values are checked.
+- aggregator.py:775: every site's tensors are held in memory and stacked to be averaged. Here they are files
+  (`federation.models`), averaged block by block.
+- aggregator.py:678: when the time of a round is up and too few sites are done, it goes on waiting. Here the experiment
+  fails and says who is missing; and every round says who took part in it.
+- aggregator.py:298: an experiment is over when every site has been told so, hence never when one is gone. Here it is
+  over when its last round is.
+- databases/tensor_db.py:143: see `federation.tensors`.
 """
 
 import json
@@ -69,6 +71,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         self.minimum_sites = minimum_sites
         self.gone_seconds = gone_seconds
         self.authorized_cols: list[str] = []
+        self.experiment: str | None = None
         self._turn = threading.Condition()
         self._stopped = False
         self.best_model_score: float | None = None
@@ -157,7 +160,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
             update = Update(path, model)
         except ValueError as error:
             path.unlink()
-            logger.error("site %s: its update was refused: %s", address.site, error)
+            logger.error("site %s: its update was refused: %s", address.site, error, extra=self._about(address.site))
             raise
         with self.lock:
             self._expect(address.round)
@@ -201,7 +204,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
             if len(remaining) < self.minimum_sites:
                 self.on_failure(reason)
                 return
-            logger.warning("round %d: goes on without site %s", self.round_number, site)
+            logger.warning("round %d: goes on without site %s", self.round_number + 1, site, extra=self._about(site))
             self.authorized_cols = remaining
             if site in self.collaborators_done:
                 self.collaborators_done.remove(site)
@@ -211,7 +214,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
     def readmit(self, site: str) -> None:
         """Count on a site again that was left out and is back."""
         with self.lock:
-            logger.info("round %d: site %s is back", self.round_number, site)
+            logger.info("round %d: site %s is back", self.round_number + 1, site, extra=self._about(site))
             self.authorized_cols = [*self.authorized_cols, site]
 
     def stop(self, failed_collaborator: str | None = None) -> None:
@@ -220,6 +223,10 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
             self._stopped = True
             self._turn.notify_all()
         self.on_change()
+
+    def _about(self, site: str | None = None) -> dict[str, Any]:
+        """What a log line belongs to; the round as people count."""
+        return {"experiment": self.experiment, "round": self.round_number + 1, "site": site}
 
     def _time_to_quit(self) -> bool:
         return bool(self._stopped or self.round_number >= self.rounds_to_train)
@@ -243,7 +250,8 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
                 return  # that round has closed while the timer waited for the lock
             self.stragglers = [site for site in self.authorized_cols if site not in self.collaborators_done]
             if len(self.collaborators_done) >= self.minimum_sites:
-                logger.warning("round %d: closes without %s", self.round_number, ", ".join(self.stragglers))
+                missing = ", ".join(self.stragglers)
+                logger.warning("round %d: closes without %s", self.round_number + 1, missing, extra=self._about())
                 self._end_of_round_check()
             else:
                 self.on_failure(

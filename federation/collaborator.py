@@ -2,12 +2,12 @@
 
 Mends, with the engine's file and line:
 
-- component/collaborator/collaborator.py:246 `do_task`: a task that raises does not say where. Here the error names
+- component/collaborator/collaborator.py:298: a task that raises does not say where. Here the error names
   site, round and task.
-- collaborator.py:297 and :415: a call for each tensor of the model, for each task. Here the model of a round comes
+- collaborator.py:428: a call for each tensor of the model, for each task. Here the model of a round comes
   once, as a stream (`federation.transfer`), stays on disk, and is loaded once, also for two tasks.
-- transport/grpc/aggregator_client.py:137: a new channel is opened for every tensor. Here one channel lasts.
-- aggregator_client.py:155 `_resend_data_on_reconnection`: an error of the aggregator is retried for ever, without a
+- transport/grpc/aggregator_client.py:140: a new channel is opened for every tensor. Here one channel lasts.
+- aggregator_client.py:161: an error of the aggregator is retried for ever, without a
   pause. Here only a connection that is down is retried, until `GIVE_UP_AFTER`; anything else is raised.
 """
 
@@ -25,6 +25,7 @@ from openfl.transport import AggregatorGRPCClient
 from federation.audit import AuditLog
 from federation.channels import connect
 from federation.errors import FederationError
+from federation.logs import log_fields
 from federation.models import Packed
 from federation.schedule import TASK_NAMES, TRAIN, finished_rounds
 from federation.settings import Certificates
@@ -62,7 +63,11 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
         Raises:
             FederationError: from the task's own error, naming site, round and task.
         """
-        where = f"round {finished_rounds(task.name, round_number)}, task {TASK_NAMES[task.name]}"
+        done, name = finished_rounds(task.name, round_number), TASK_NAMES[task.name]
+        with log_fields(round=done, task=name):
+            self._do_task(task, round_number, f"round {done}, task {name}")
+
+    def _do_task(self, task: Any, round_number: int, where: str) -> None:
         logger.info("%s: starts", where)
         started = time.monotonic()
         if round_number != self._round:

@@ -1,6 +1,6 @@
 """The engine's CUDA device monitor, for today's driver package (the `cuda` extra).
 
-plugins/processing_units_monitor/pynvml_monitor.py:31 decodes the driver's version, which nvidia-ml-py has returned as
+plugins/processing_units_monitor/pynvml_monitor.py:32 decodes the driver's version, which nvidia-ml-py has returned as
 text since version 12: every health check of an envoy with a GPU logged an AttributeError and reported no device.
 """
 

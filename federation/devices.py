@@ -12,7 +12,7 @@ def load_monitor(template: str | None) -> Any:
     """The device monitor of that dotted path, or None where the site has no driver or not the extra.
 
     The engine's plugin initialises the driver when it is imported
-    (plugins/processing_units_monitor/pynvml_monitor.py:13), so a missing GPU shows as an error of the import.
+    (plugins/processing_units_monitor/pynvml_monitor.py:15), so a missing GPU shows as an error of the import.
     """
     if template is None:
         return None

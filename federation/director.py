@@ -2,17 +2,21 @@
 
 Started by `director/start_director.sh`. Mends, with the engine's file and line:
 
-- component/director/experiment.py:347 and :220: the next experiment and the end of one are polled every 10 s. Here
-  both are events.
-- component/director/director.py:238 `stream_metrics`: reading a metric removes it, so a second reader sees a rest.
-  Here every reader gets all of them, from the first.
+- component/director/experiment.py:347 and component/director/experiment.py:220: the next experiment and the end of one
+  are polled every 10 s. Here both are events.
+- component/director/experiment.py:218: an experiment without sites is over at once, with the initial model. Here it is
+  refused.
+- component/director/director.py:295: reading a metric removes it, so a second reader sees a rest. Here every
+  reader gets all of them, from the first.
 - component/director/experiment.py:130 and transport/grpc/director_server.py:419: a failed experiment is called
   finished, and with TLS the report of the failure is dropped. Here it is failed, and every reader is told why.
-- component/director/director.py:60: everything is kept in memory and lost with the process. Here every experiment is on
+- component/director/director.py:89: everything is kept in memory and lost with the process. Here every experiment is on
   disk (`federation.state`), and goes on from its last finished round.
-- director.py:405 `get_envoys`: KeyError for an envoy that has not asked for work yet.
-- director.py:239 `wait_experiment`: an experiment is told once to each envoy; where the question that is told is one of
-  a lost connection, the envoy never hears of it.
+- director.py:239: an experiment is told once to each envoy; where the question that is told is one of a lost
+  connection, the envoy never hears of it.
+- director.py:394: KeyError for an envoy that has not asked for work yet.
+- director.py:244: AttributeError for an envoy that asks again before the aggregator is made.
+- director.py:112: an envoy is refused for its shapes, and the log does not say which.
 - transport/grpc/aggregator_server.py:74: see `federation.router`.
 """
 
@@ -45,7 +49,7 @@ from federation import archives
 from federation.access import Access, certificate_name, guards
 from federation.channels import SERVER_OPTIONS
 from federation.errors import ArchiveRefused, DirectorLeaves, ExperimentFailed, FederationError, SubmissionRefused
-from federation.logs import configure_logging
+from federation.logs import configure_logging, log_fields
 from federation.models import ModelFile
 from federation.review import AWAITING_APPROVAL, DIGEST, SHORT
 from federation.router import AggregatorRouter
@@ -144,7 +148,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         try:
             self.aggregator = self._build_aggregator()
         except Exception as error:
-            logger.exception("experiment %s: its plan cannot be used", self.name)
+            logger.exception("experiment %s: its plan cannot be used", self.name, extra={"experiment": self.name})
             self.fail(f"the director cannot use the plan of {self.name}: {type(error).__name__}: {error}")
 
     def site_failed(self, site: str, reason: str) -> None:
@@ -221,6 +225,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
                 plan.authorized_cols = list(self.collaborators)
                 aggregator = plan.get_aggregator({})  # the model stays on disk
         aggregator.open(self.state.folder, self.state.progress())
+        aggregator.experiment = self.name
         aggregator.metric_queue = self.metrics
         aggregator.on_round = self._save_round
         aggregator.on_change = self.notify
@@ -240,7 +245,8 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
             )
             self.state.save(progress)
         except Exception as error:
-            logger.exception("experiment %s: round %d cannot be kept", self.name, aggregator.round_number)
+            about = {"experiment": self.name, "round": aggregator.round_number}
+            logger.exception("experiment %s: round %d cannot be kept", *about.values(), extra=about)
             self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error}")
 
 
@@ -287,7 +293,9 @@ class Director(EngineDirector):  # type: ignore[misc]
             if experiment.over:
                 self.experiments_registry[experiment.name] = experiment
                 continue
-            logger.info("experiment %s: goes on with round %d", experiment.name, state.progress().next_round)
+            about = {"experiment": experiment.name}
+            done = state.progress().next_round
+            logger.info("experiment %s: goes on with round %d", experiment.name, done, extra=about)
             if experiment.status == Status.IN_PROGRESS:
                 experiment.prepare()  # before the first trainer that lives on asks for it
             self.experiments_registry.add(experiment)
@@ -298,7 +306,10 @@ class Director(EngineDirector):  # type: ignore[misc]
         offered = shard_info.get("sample_shape", []), shard_info.get("target_shape", [])
         wanted = list(self.sample_shape), list(self.target_shape)
         if offered != wanted:
-            logger.error("envoy %s: refused, its shapes are %s and this federation's are %s", name, offered, wanted)
+            logger.error(
+                "envoy %s: refused, its shapes are %s and this federation's are %s", name, offered, wanted,
+                extra={"site": name},
+            )  # fmt: skip
             return False
         shard_info["node_info"].setdefault("cuda_devices", [])
         self._shard_registry[name] = {
@@ -309,7 +320,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             "last_updated": time.time(),
         }
         self.heard(name)
-        logger.info("envoy %s: registered", name)
+        logger.info("envoy %s: registered", name, extra={"site": name})
         return True
 
     def update_envoy_status(self, *, envoy_name: str, **status: Any) -> int:
@@ -372,7 +383,8 @@ class Director(EngineDirector):  # type: ignore[misc]
             self._running = experiment
             self._next.set()
             self._next = asyncio.Event()
-            await experiment.start(lambda site: self._heard.get(site, self._started))
+            with log_fields(experiment=experiment.name):
+                await experiment.start(lambda site: self._heard.get(site, self._started))
 
     async def wait_experiment(self, envoy_name: str, awaiting: str | None = None) -> str:
         """The name of the experiment that this envoy should work on: the one that runs, or the next one.
@@ -550,7 +562,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         """A site reports that it cannot go on."""
         if self.tls and self.get_caller(context) != request.collaborator_name:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "a site may only report its own failure")
-        logger.error("experiment %s: site %s failed", request.experiment_name, request.collaborator_name)
+        about = {"experiment": request.experiment_name, "site": request.collaborator_name}
+        logger.error("experiment %s: site %s failed", *about.values(), extra=about)
         self.director.set_experiment_failed(
             experiment_name=request.experiment_name,
             collaborator_name=request.collaborator_name,
@@ -603,8 +616,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one and prints it")
     parser.add_argument("--state", type=Path, help="folder in which experiments are kept over restarts")
     options = parser.parse_args(arguments)
-    configure_logging("director")
     try:
+        configure_logging("director")
         settings = load_director(
             options.config, listen_host=options.host, listen_port=options.port, state=options.state
         )

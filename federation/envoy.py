@@ -2,10 +2,10 @@
 
 Started by `envoy/start_envoy.sh`. Mends, with the engine's file and line:
 
-- component/envoy/envoy.py:134 and :200: an envoy whose director was away waits 5 s between tries and its health thread
-  dies, so a restarted director never hears of it again. Here it registers again by itself.
-- component/envoy/envoy.py:214: see `federation.trainer`.
-- component/envoy/envoy.py:272: an envoy that cannot reach its director leaves with a traceback. Here it waits for it,
+- component/envoy/envoy.py:207: the health thread of an envoy whose director was away dies, so a restarted director
+  never hears of it again. Here it registers again by itself.
+- component/envoy/envoy.py:159: see `federation.trainer`.
+- component/envoy/envoy.py:275: an envoy that cannot reach its director leaves with a traceback. Here it waits for it,
   and says so.
 - interface/envoy.py:128: packages that an experiment names are installed by default. Here never.
 - component/envoy/envoy.py:148: see `federation.review`.
@@ -118,7 +118,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             if failure:
                 self._report(name, failure)
             else:
-                logger.info("experiment %s: done", name)
+                logger.info("experiment %s: done", name, extra={"experiment": name})
 
     def send_health_check(self) -> None:
         """Tell the director every few seconds that this site is here; register again where it has forgotten."""
@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
             director_port=options.director_port,
             cpu_threads=options.cpu_threads,
         )
-        configure_logging(settings.name)
+        configure_logging(settings.name, site=settings.name)
         Envoy(settings).start()
     except (FederationError, ValueError, OSError) as error:
         sys.exit(f"envoy: {error}")

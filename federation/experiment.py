@@ -2,15 +2,17 @@
 
 Mends, with the engine's file and line:
 
-- interface/interactive_api/experiment.py:467 `_pack_the_workspace`: zips the whole working folder of the notebook, data
+- interface/interactive_api/experiment.py:467: zips the whole working folder of the notebook, data
   and results included. Here an experiment ships its plan, its pickles and the source files of one package.
-- experiment.py:262 `prepare_workspace_distribution`: also ships `pip freeze`. Here nothing is installed anywhere.
-- transport/grpc/director_client.py:355: every chunk of the archive carries the whole initial model. Here it travels
+- interface/interactive_api/experiment.py:262: also ships `pip freeze`. Here nothing is installed anywhere.
+- transport/grpc/director_client.py:358: every chunk of the archive carries the whole initial model. Here it travels
   once.
 - experiment.py:731: a task's wrapper is pickled as compiled code, with paths of the notebook's machine. Here a task is
   pickled by its name: what a site's owner reads is what runs, and the same submission has the same digest everywhere.
-- experiment.py:200 `stream_metrics`: only logs. Here metrics are values, and a failure is an exception.
-- federated/plan/plan.py:309: identical plans share an id. Here each experiment's plan is salted.
+- interface/interactive_api/experiment.py:195: metrics are only logged. Here they are values, and a failure is an
+  exception.
+- federated/plan/plan.py:529: a notebook that comes back gets a KeyError for its model. Here an experiment has a name.
+- federated/plan/plan.py:299: identical plans share an id. Here each experiment's plan is salted.
 """
 
 import inspect

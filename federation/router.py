@@ -62,7 +62,8 @@ class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[
                 results.header.sender, results.round_number, results.task_name, results.data_size, results.tensors
             )
         except ValueError as error:
-            logger.error("site %s: its results were refused: %s", results.header.sender, error)
+            about = {"site": results.header.sender, "experiment": server.aggregator.experiment}
+            logger.error("site %s: its results were refused: %s", about["site"], error, extra=about)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return aggregator_pb2.SendLocalTaskResultsResponse(header=server.get_header(results.header.sender))
 

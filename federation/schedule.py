@@ -1,7 +1,7 @@
 """Which task runs in which round.
 
 The engine validates the aggregated model of round n in round n + 1, so the final model is never validated
-(openfl/component/aggregator/aggregator.py:1005, `_end_of_round_check`). One more round without training mends it.
+(interface/interactive_api/experiment.py:406). One more round without training mends it.
 """
 
 from dataclasses import dataclass

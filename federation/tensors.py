@@ -1,6 +1,6 @@
 """A tensor store that is a dictionary.
 
-The engine keeps tensors in a pandas frame and scans every row at each look-up (openfl/databases/tensor_db.py:137):
+The engine keeps tensors in a pandas frame and scans every row at each look-up (databases/tensor_db.py:143):
 one aggregation of 211 tensors took over a second of CPU, and more with each round. Same interface, one look-up.
 """
 

@@ -2,7 +2,7 @@
 
 One fresh process per experiment: the shipped code is the only code of its name, no memory or device is held
 afterwards, and whatever kills the process ends one attempt, not the envoy. (The engine trains inside the envoy, where
-a second experiment with changed code may run modules of the first: component/envoy/envoy.py:214.)
+a second experiment with changed code may run modules of the first: component/envoy/envoy.py:159.)
 
 Standard input brings one line of JSON (`TrainerTask`) and then stays open as long as the envoy lives.
 """
@@ -104,7 +104,7 @@ def run(task: TrainerTask) -> None:
 def main() -> None:
     """Read the task, leave with the envoy, write `failure.txt` on an error."""
     task = TrainerTask(**json.loads(sys.stdin.readline()))
-    configure_logging(f"{task.site}/trainer")
+    configure_logging(f"{task.site}/trainer", experiment=task.experiment, site=task.site)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         run(task)

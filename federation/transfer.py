@@ -1,7 +1,7 @@
 """How models travel: one stream of a safetensors file each way, beside the engine's services on the same port.
 
-The engine asks for each tensor by a call of its own (component/collaborator/collaborator.py:297) and sends all tensors
-of a task as one message that must fit into memory several times over (transport/grpc/aggregator_client.py:355). Here a
+The engine asks for each tensor by a call of its own (component/collaborator/collaborator.py:428) and sends all tensors
+of a task as one message that must fit into memory several times over (transport/grpc/aggregator_client.py:485). Here a
 model is streamed from disk to disk in chunks, and a transfer that was cut goes on where it stopped.
 
 Four calls, with a line of JSON (`Address`) as the first message of the caller:

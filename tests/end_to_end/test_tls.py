@@ -1,5 +1,7 @@
 """Mutual TLS between real processes."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ def test_an_experiment_and_its_failure_over_mutual_tls(
     config = tmp_path / "director.yaml"
     settings = {"sample_shape": ["4"], "target_shape": ["1"]}
     config.write_text(yaml.safe_dump({"settings": settings} | certificate_lines(authority, "director")))
-    env = {"PYTHONPATH": str(TOYS)}
+    env = {"PYTHONPATH": str(TOYS), "KWS_LOG": "json"}
     processes.start("director", PYTHON, "-m", "federation.director", "--config", config, "--port", "0", env=env)
     port = int(processes.wait_for("director", r"listening on .*:(\d+)")[1])
     for number in (1, 2):
@@ -62,3 +64,25 @@ def test_an_experiment_and_its_failure_over_mutual_tls(
         Federation("localhost", port, certificates_beside(strangers / "ada.crt"))
     with pytest.raises(FederationError, match="no director answers"):
         Federation("localhost", port)
+    assert_logs_are_events_without_secrets(processes)
+
+
+def assert_logs_are_events_without_secrets(processes: Processes) -> None:
+    """Every line is a JSON object that tells its experiment and site; the library beneath gRPC has its own form."""
+    events = []
+    for name in processes.running:
+        assert "-----BEGIN" not in processes.log(name)
+        lines = [
+            line for line in processes.log(name).splitlines() if not re.match(r"[IWE]\d{4} |WARNING: All log", line)
+        ]
+        events += [json.loads(line) for line in lines]
+    fields = ("process", "level", "experiment", "site", "round", "task")
+    places = {tuple(event.get(field) for field in fields) for event in events}
+    for place in (
+        ("director", "INFO", "safe", None, None, None),
+        ("director", "ERROR", "broken", "site1", None, None),
+        ("site1", "ERROR", "broken", "site1", None, None),
+        ("site2/trainer", "INFO", "again", "site2", 1, "train"),
+        ("site2/trainer", "INFO", "again", "site2", 1, "validate_global"),
+    ):
+        assert place in places

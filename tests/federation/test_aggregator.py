@@ -49,12 +49,6 @@ def test_best_is_one_metric_with_a_direction(metric: str, direction: str, round_
     np.testing.assert_array_equal(last["v"], MODEL["v"])
 
 
-def test_the_engine_takes_a_loss_for_the_best_score(tmp_path: Path) -> None:
-    aggregator = build(EngineAggregator, tmp_path, rounds=2)
-    play(aggregator, SCORES)
-    assert aggregator.best_model_score == 9.0
-
-
 def test_of_equal_scores_the_later_is_best(tmp_path: Path) -> None:
     aggregator = build(Aggregator, tmp_path, rounds=2)
     play(aggregator, [{"loss": 1.0, "accuracy": 0.5}] * 3)

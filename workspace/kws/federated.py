@@ -25,7 +25,11 @@ from shard_descriptors.labels import LABELS
 
 
 class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
-    """Between OpenFL's dictionaries and the model: only what is trained travels, never optimizer state."""
+    """Between OpenFL's dictionaries and the model: only what is trained travels, never optimizer state.
+
+    The engine asks for the optimizer's state whatever is to become of it (federated/task/task_runner.py:52), and
+    its own adapter for PyTorch gives it: with AdamW three times the bytes.
+    """
 
     @staticmethod
     def get_tensor_dict(model: Classifier, optimizer: Any = None) -> dict[str, np.ndarray]:

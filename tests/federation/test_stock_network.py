@@ -1,0 +1,648 @@
+"""The engine's faults in director, envoy and notebook, which ours has not got. docs/engine.md lists them all."""
+
+import asyncio
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent import futures
+from contextlib import asynccontextmanager, chdir, suppress
+from functools import partial
+from importlib import import_module
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+import yaml
+from click.testing import CliRunner
+from openfl.component import Aggregator as EngineAggregator
+from openfl.component.director import Director as EngineDirector
+from openfl.component.envoy.envoy import Envoy as EngineEnvoy
+from openfl.federated import Plan
+from openfl.interface import envoy as engine_launcher
+from openfl.interface.interactive_api.experiment import FLExperiment
+from openfl.interface.interactive_api.federation import Federation as EngineFederation
+from openfl.transport import AggregatorGRPCServer, DirectorGRPCServer
+from openfl.transport.grpc.director_client import DirectorClient, ShardDirectorClient
+from openfl.utilities.workspace import ExperimentWorkspace
+from processes import TOYS
+from rounds import build, finish_round
+from stock import fault
+from toy.experiment import TASKS, Numbers, VectorModel
+from toy_shard import ToyShard
+
+from federation import certificates
+from federation.access import guards
+from federation.certificates import Role
+from federation.director import Director, DirectorServer
+from federation.envoy import Envoy
+from federation.errors import SubmissionRefused
+from federation.experiment import Federation
+from federation.experiment import _Client as OurClient
+from federation.models import save
+from federation.settings import Certificates, DirectorSettings, EnvoySettings, certificates_beside, load_envoy
+
+BOTH = ["site1", "site2"]
+SHAPES = {"sample_shape": ["4"], "target_shape": ["1"]}
+SECONDS = 20.0
+"""Longest time that anything may take which ends by itself."""
+
+
+async def within(seconds: float, condition: Callable[[], Any]) -> bool:
+    """Whether it becomes true in time; the loop goes on meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await _pause(0.01)
+    return bool(condition())
+
+
+_pause = asyncio.sleep  # a test may shorten the engine's sleeps
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return int(taken.getsockname()[1])
+
+
+class Running:
+    """A director's server that answers on a port of this machine, in a thread."""
+
+    def __init__(self, make: Callable[..., Any], **settings: Any) -> None:
+        self.port = free_port()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+        async def made() -> Any:
+            place = {"listen_host": "localhost", "listen_port": self.port}
+            return make(envoy_health_check_period=60, **place, **SHAPES, **settings)
+
+        self.server = self.do(made())
+        self._serving = asyncio.run_coroutine_threadsafe(self.server._run_server(), self.loop)
+        self.do(within(SECONDS, lambda: self.listens() or self._serving.done()))
+
+    @property
+    def director(self) -> Any:
+        """The director behind the server."""
+        return self.server.director
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(SECONDS)
+
+    def listens(self) -> bool:
+        """Whether the port is open."""
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def close(self) -> None:
+        """Stop the server and its thread."""
+        self.do(self.server.server.stop(None))
+        self._serving.cancel()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(SECONDS)
+        self.loop.close()
+
+
+def our_director(folder: Path, **settings: Any) -> Director:
+    return Director(state_root=folder / "state", tls=False, **SHAPES, **settings)
+
+
+def stock_director(_: Path, **settings: Any) -> EngineDirector:
+    return EngineDirector(tls=False, **SHAPES, **settings)
+
+
+def our_server(folder: Path, **settings: Any) -> DirectorServer:
+    server = DirectorServer(director_cls=Director, state_root=folder / "state", **{"tls": False, **settings})
+    server.root_dir = folder
+    if server.tls:
+        paths = Certificates(server.root_certificate, server.private_key, server.certificate)
+        server.guards = guards(DirectorSettings(certificates=paths))
+    return server
+
+
+def stock_server(folder: Path, **settings: Any) -> DirectorGRPCServer:
+    server = DirectorGRPCServer(director_cls=EngineDirector, **{"tls": False, **settings})
+    server.root_dir = folder
+    return server
+
+
+def registered(director: Any, sites: list[str] = BOTH) -> None:
+    for name in sites:
+        director.acknowledge_shard({"node_info": {"name": name}, **SHAPES})
+
+
+# What a notebook sends
+
+
+def stock_submission(port: int, name: str) -> None:
+    experiment = FLExperiment(EngineFederation("ada", "localhost", port, tls=False), name)
+    experiment.start(model_provider=VectorModel(), task_keeper=TASKS, data_loader=Numbers(), rounds_to_train=2)
+
+
+def our_submission(port: int, name: str) -> None:
+    Federation("localhost", port, client_id="ada").submit(
+        name, package=TOYS / "toy", model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
+        best_metric="accuracy", keep_optimizer=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[Path]]:
+    """What arrives at a director when each side's notebook submits the same experiment twice."""
+    arrived = {}
+    for make, submit in ((stock_server, stock_submission), (our_server, our_submission)):
+        notebook = tmp_path_factory.mktemp("notebook")
+        (notebook / "recordings").mkdir()
+        (notebook / "recordings" / "voice.wav").write_bytes(b"what somebody said")
+        running = Running(partial(make, tmp_path_factory.mktemp("director")))
+        try:
+            registered(running.director)
+            for name in BOTH:
+                running.director.col_exp[name] = None  # or the engine cannot list them
+            with chdir(notebook):
+                for name in ("one", "two"):
+                    submit(running.port, name)
+            arrived[submit] = [running.director.experiments_registry[name].archive_path for name in ("one", "two")]
+        finally:
+            running.close()
+    return arrived
+
+
+@fault("interface/interactive_api/experiment.py:467", stock=stock_submission, ours=our_submission)
+def test_what_lies_beside_the_notebook_stays_there(subject: Any, archives: Any) -> None:
+    assert not [name for name in zipfile.ZipFile(archives[subject][0]).namelist() if name.endswith(".wav")]
+
+
+@fault("interface/interactive_api/experiment.py:262", stock=stock_submission, ours=our_submission)
+def test_no_list_of_packages_is_shipped(subject: Any, archives: Any) -> None:
+    assert "requirements.txt" not in zipfile.ZipFile(archives[subject][0]).namelist()
+
+
+@fault("federated/plan/plan.py:299", "federated/plan/plan.py:309", stock=stock_submission, ours=our_submission)
+def test_two_experiments_of_one_plan_are_two_federations(subject: Any, archives: Any, tmp_path: Path) -> None:
+    plans = []
+    for number, archive in enumerate(archives[subject]):
+        zipfile.ZipFile(archive).extractall(tmp_path / str(number))
+        plans.append(Plan.parse(tmp_path / str(number) / "plan" / "plan.yaml"))
+    ports = [plan.config["network"]["settings"]["agg_port"] for plan in plans]
+    assert plans[0].federation_uuid != plans[1].federation_uuid
+    assert not any(ports) or ports[0] != ports[1]  # ours: all on the director's own port
+
+
+@fault(
+    "transport/grpc/director_client.py:358",
+    stock=lambda port: DirectorClient(
+        client_id="ada",
+        director_host="localhost",
+        director_port=port,
+        tls=False,
+        root_certificate=None,
+        private_key=None,
+        certificate=None,
+    ),
+    ours=lambda port: OurClient(f"localhost:{port}", Certificates(), "ada"),
+)
+def test_the_initial_model_travels_once(subject: Any, tmp_path: Path) -> None:
+    received: list[bytes] = []
+    handler = grpc.stream_unary_rpc_method_handler(lambda messages, _: received.extend(messages) or b"")
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("openfl.director.Director", {"SetNewExperiment": handler}),)
+    )
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    archive, model = tmp_path / "code.zip", np.ones(2**18, np.float32)
+    archive.write_bytes(bytes(5 * 2**20))
+    subject(port).set_new_experiment("toy", BOTH, archive, {"w": model})
+    server.stop(None)
+    assert 0 < sum(map(len, received)) < 1.1 * (archive.stat().st_size + model.nbytes)
+
+
+# A director and its experiments
+
+
+async def submitted(director: Any, archive: Path, folder: Path, name: str = "toy", sites: Sequence[str] = BOTH) -> Any:
+    """Hand the director an experiment, as its server does."""
+    copy, initial = folder / f"{name}.zip", {"vector": np.zeros(4, np.float32)}
+    copy.write_bytes(archive.read_bytes())
+    if isinstance(director, Director):
+        model: dict[str, Any] = {"initial_model": save(folder / f"{name}.safetensors", initial).path}
+    else:
+        model = {"tensor_dict": initial}
+    return await director.set_new_experiment(
+        experiment_name=name, sender_name="ada", collaborator_names=sites, experiment_archive_path=copy, **model
+    )
+
+
+@asynccontextmanager
+async def begun(make: Any, archive: Path, folder: Path) -> AsyncIterator[tuple[Any, Any]]:
+    """A director and its experiment, whose aggregator waits for sites."""
+    director = make(folder)
+    await submitted(director, archive, folder)
+    experiment = director.experiments_registry["toy"]
+    with chdir(folder):
+        loop = asyncio.create_task(director.start_experiment_execution_loop())
+        try:
+            assert await within(SECONDS, lambda: experiment.aggregator)
+            yield director, experiment
+        finally:
+            loop.cancel()
+            with suppress(asyncio.CancelledError):
+                await loop
+
+
+def finish(experiment: Any) -> None:
+    """Both sites do everything and are told to quit."""
+    rounds = experiment.aggregator
+    for number in range(rounds.rounds_to_train):
+        last = number == rounds.rounds_to_train - 1 and len(rounds.assigner.get_all_tasks_for_round(number)) == 1
+        finish_round(rounds, number, None if last else {"vector": np.ones(4)}, BOTH)
+    assert all(rounds.get_tasks(site)[3] for site in BOTH)
+
+
+DIRECTORS = {"stock": (stock_director, stock_submission), "ours": (our_director, our_submission)}
+
+
+@fault("component/director/experiment.py:347", **DIRECTORS)
+def test_idle_envoys_hear_at_once_of_an_experiment(subject: Any, archives: Any, tmp_path: Path) -> None:
+    make, side = subject
+
+    async def heard() -> bool:
+        director = make(tmp_path)
+        loop = asyncio.create_task(director.start_experiment_execution_loop())
+        waiting = asyncio.create_task(director.wait_experiment("site1"))
+        await asyncio.sleep(0.05)
+        await submitted(director, archives[side][0], tmp_path)
+        in_time = await within(2, waiting.done)
+        for task in (loop, waiting):
+            task.cancel()
+        return in_time
+
+    assert asyncio.run(heard())
+
+
+@fault("component/director/experiment.py:220", **DIRECTORS)
+def test_the_end_is_known_at_once(subject: Any, archives: Any, tmp_path: Path) -> None:
+    make, side = subject
+
+    async def known() -> bool:
+        async with begun(make, archives[side][0], tmp_path) as (_, experiment):
+            finish(experiment)
+            return await within(2, lambda: experiment.status == "finished")
+
+    assert asyncio.run(known())
+
+
+@fault("component/director/experiment.py:130", **DIRECTORS)
+def test_a_failed_experiment_stays_failed(
+    subject: Any, archives: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, side = subject
+    monkeypatch.setattr(asyncio, "sleep", lambda _, sleep=asyncio.sleep: sleep(0.01))  # the engine's ten seconds
+
+    async def status() -> str:
+        async with begun(make, archives[side][0], tmp_path) as (director, experiment):
+            director.set_experiment_failed(experiment_name="toy", collaborator_name="site1")
+            await submitted(director, archives[side][0], tmp_path, "next")
+            assert await within(SECONDS, lambda: director.experiments_registry["next"].aggregator)
+            return str(experiment.status)
+
+    assert asyncio.run(status()) == "failed"
+
+
+@fault("component/director/director.py:295", **DIRECTORS)
+def test_a_second_reader_gets_every_metric(subject: Any, archives: Any, tmp_path: Path) -> None:
+    make, side = subject
+
+    async def read_twice() -> list[list[Any]]:
+        async with begun(make, archives[side][0], tmp_path) as (director, experiment):
+            finish(experiment)
+            return [[line async for line in director.stream_metrics("toy", "ada") if line] for _ in range(2)]
+
+    first, second = asyncio.run(read_twice())
+    assert first
+    assert second == first
+
+
+@fault("component/director/director.py:89", **DIRECTORS)
+def test_an_experiment_outlives_its_director(subject: Any, archives: Any, tmp_path: Path) -> None:
+    make, side = subject
+
+    async def status() -> str | None:
+        await submitted(make(tmp_path), archives[side][0], tmp_path)
+        found: str | None = await make(tmp_path).get_experiment_status("toy", "ada")
+        return found
+
+    assert asyncio.run(status()) == "pending, 0 before it"
+
+
+@fault("component/director/director.py:394", stock=stock_director, ours=our_director, raises=KeyError)
+def test_an_envoy_that_has_not_asked_for_work_is_listed(subject: Any, tmp_path: Path) -> None:
+    director = subject(tmp_path)
+    registered(director)
+    assert len(list(director.get_envoys())) == 2
+
+
+@fault("component/director/director.py:244", raises=AttributeError, **DIRECTORS)
+def test_an_envoy_that_asks_again_gets_its_experiment_again(subject: Any, archives: Any, tmp_path: Path) -> None:
+    make, side = subject
+
+    async def ask_twice() -> list[str]:
+        director = make(tmp_path)
+        await submitted(director, archives[side][0], tmp_path)
+        director.col_exp_queues["site1"].put_nowait("toy")
+        return [await asyncio.wait_for(director.wait_experiment("site1"), 1) for _ in range(2)]
+
+    assert asyncio.run(ask_twice()) == ["toy", "toy"]
+
+
+@fault("component/director/experiment.py:218", **DIRECTORS)
+def test_an_experiment_needs_a_site(subject: Any, archives: Any, tmp_path: Path) -> None:
+    make, side = subject
+
+    async def accepted() -> bool:
+        try:
+            return bool(await submitted(make(tmp_path), archives[side][0], tmp_path, sites=[]))
+        except SubmissionRefused:
+            return False
+
+    assert not asyncio.run(accepted())
+
+
+@fault("component/director/director.py:112", stock=stock_director, ours=our_director)
+def test_the_director_says_which_shapes_it_refuses(
+    subject: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    director = subject(tmp_path)
+    assert not director.acknowledge_shard({"node_info": {"name": "odd"}, "sample_shape": ["5"], "target_shape": ["1"]})
+    assert "5" in caplog.text
+
+
+# A director's server
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    """Certificates for a director, two envoys and an experimenter."""
+    folder = tmp_path / "authority"
+    certificates.init(folder)
+    certificates.issue(folder, Role.DIRECTOR, "director", ["localhost"])
+    for role, name in ((Role.ENVOY, "site1"), (Role.ENVOY, "rogue"), (Role.EXPERIMENTER, "ada")):
+        certificates.issue(folder, role, name)
+    return folder
+
+
+def secure(authority: Path, name: str) -> dict[str, Any]:
+    return {"tls": True, **certificates_beside(authority / f"{name}.crt").as_strings()}
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Start a director's server; stopped at the end."""
+    started = []
+
+    def start(make: Any, **settings: Any) -> Running:
+        started.append(Running(partial(make, tmp_path), **settings))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.close()
+
+
+def shard_client(running: Running, authority: Path, certificate: str, shard: str) -> ShardDirectorClient:
+    return ShardDirectorClient(
+        director_host="localhost", director_port=running.port, shard_name=shard, **secure(authority, certificate)
+    )
+
+
+@fault("transport/grpc/director_server.py:419", stock=stock_server, ours=our_server)
+def test_with_tls_too_a_site_can_report_that_it_failed(subject: Any, serve: Any, authority: Path) -> None:
+    running = serve(subject, **secure(authority, "director"))
+    archive = authority / "nothing.zip"
+    archive.write_bytes(b"")
+    running.do(submitted(running.director, archive, authority))
+    experiment = running.director.experiments_registry["toy"]
+    if subject is stock_server:  # which can only fail when it has an aggregator to stop
+        experiment.aggregator = build(EngineAggregator, authority)
+    shard_client(running, authority, "site1", "site1").set_experiment_failed("toy", error_description="broken")
+    assert experiment.status == "failed"
+
+
+@fault("transport/grpc/director_server.py:190", stock=stock_server, ours=our_server)
+def test_nobody_registers_in_the_name_of_another(subject: Any, serve: Any, authority: Path) -> None:
+    running = serve(subject, **secure(authority, "director"))
+    with suppress(grpc.RpcError):
+        shard_client(running, authority, "rogue", "site1").report_shard_info(ToyShard(1.0), ())
+    assert not running.director.get_registered_shards()
+
+
+@fault("transport/grpc/director_server.py:219", stock=stock_server, ours=our_server)
+def test_an_envoy_does_not_submit_experiments(subject: Any, serve: Any, authority: Path) -> None:
+    running = serve(subject, **secure(authority, "director"))
+    client = DirectorClient(
+        client_id="rogue", director_host="localhost", director_port=running.port, **secure(authority, "rogue")
+    )
+    archive = authority / "code.zip"
+    archive.write_bytes(b"import os")
+    with suppress(grpc.RpcError):
+        client.set_new_experiment("mine", BOTH, archive, {"w": np.zeros(1, np.float32)})
+    assert "mine" not in running.director.experiments_registry
+
+
+def listening() -> set[tuple[str, int]]:
+    """Addresses and ports on which this process listens."""
+    found = psutil.Process().net_connections("inet")
+    return {(each.laddr.ip, each.laddr.port) for each in found if each.status == psutil.CONN_LISTEN}
+
+
+def stock_aggregator_server(folder: Path, serve: Any) -> None:
+    serve(stock_server)
+    server = AggregatorGRPCServer(aggregator=build(EngineAggregator, folder), agg_port=free_port(), tls=False)
+    server.get_server().start()
+
+
+@fault(
+    "transport/grpc/aggregator_server.py:74",
+    stock=stock_aggregator_server,
+    ours=lambda _, serve: serve(our_server),  # its aggregators have no other
+)
+def test_plain_mode_is_for_this_machine_only(subject: Any, serve: Any, tmp_path: Path) -> None:
+    before = listening()
+    subject(tmp_path, serve)
+    addresses = [ip_address(address) for address, _ in listening() - before]
+    assert addresses
+    assert all((getattr(each, "ipv4_mapped", None) or each).is_loopback for each in addresses)
+
+
+# A notebook that comes back
+
+
+@pytest.fixture
+def finished(serve: Any, archives: Any, tmp_path: Path) -> int:
+    """The port of a director that has an experiment, toy, with its metrics and models."""
+
+    async def run() -> None:
+        async with begun(our_director, archives[our_submission][0], tmp_path) as (_, experiment):
+            finish(experiment)
+            await within(SECONDS, lambda: experiment.over)
+
+    asyncio.run(run())
+    return int(serve(our_server).port)
+
+
+def stock_notebook(port: int) -> FLExperiment:
+    return FLExperiment(EngineFederation("ada", "localhost", port, tls=False), "toy")
+
+
+def stock_model(port: int) -> Any:
+    experiment = stock_notebook(port)
+    experiment.restore_experiment_state(VectorModel())
+    return experiment.get_last_model()
+
+
+@fault(
+    "federated/plan/plan.py:529",
+    stock=stock_model,
+    ours=lambda port: Federation("localhost", port, client_id="ada").attach("toy").last_weights(),
+    raises=KeyError,
+)
+def test_another_notebook_takes_the_model_home(subject: Any, finished: int, tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        np.testing.assert_array_equal(subject(finished)["vector"], 1.0)
+
+
+def stock_metrics(port: int) -> Any:
+    experiment = stock_notebook(port)
+    experiment.experiment_submitted = True
+    return experiment.stream_metrics(tensorboard_logs=False)
+
+
+@fault(
+    "interface/interactive_api/experiment.py:195",
+    stock=stock_metrics,
+    ours=lambda port: Federation("localhost", port, client_id="ada").attach("toy").metrics(),
+)
+def test_metrics_are_values(subject: Any, finished: int, tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        metrics = subject(finished)
+        assert metrics is not None
+        assert {metric.site for metric in metrics} == {"aggregator", *BOTH}
+
+
+# An envoy
+
+
+def our_envoy(port: int) -> Envoy:
+    return Envoy(EnvoySettings("site1", "localhost", port, "toy_shard.ToyShard", {"value": 1.0}))
+
+
+def stock_envoy(port: int) -> EngineEnvoy:
+    return EngineEnvoy(
+        shard_name="site1", director_host="localhost", director_port=port, shard_descriptor=ToyShard(1.0), tls=False
+    )
+
+
+def goes_on(envoy: Any, work: Callable[[], None]) -> bool:
+    """Whether it still tries after some time without a director."""
+    with futures.ThreadPoolExecutor(1) as pool:
+        trying = pool.submit(work)
+        futures.wait([trying], timeout=1)
+        tries = not trying.done()
+        envoy.director_client = None  # the next try ends it
+    return tries
+
+
+@fault("component/envoy/envoy.py:207", stock=stock_envoy, ours=our_envoy)
+def test_an_envoy_goes_on_telling_a_director_that_is_away(subject: Any) -> None:
+    envoy = subject(free_port())
+    assert goes_on(envoy, envoy.send_health_check)
+
+
+@fault("component/envoy/envoy.py:275", stock=stock_envoy, ours=our_envoy)
+def test_an_envoy_waits_for_its_director(subject: Any) -> None:
+    envoy = subject(free_port())
+    assert goes_on(envoy, envoy.start)
+
+
+def shipped(folder: Path, number: int) -> Path:
+    """An experiment's archive with a module of its own."""
+    with zipfile.ZipFile(folder / f"{number}.zip", "w") as archive:
+        archive.writestr("shipped_code.py", f"NUMBER = {number}\n")
+    return folder / f"{number}.zip"
+
+
+def stock_workspace(archive: Path) -> int:
+    with ExperimentWorkspace(archive.stem, archive):
+        return int(import_module("shipped_code").NUMBER)
+
+
+@fault("component/envoy/envoy.py:159", stock=stock_workspace)
+def test_a_second_experiment_runs_its_own_code(subject: Any, tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        assert [subject(shipped(tmp_path, number)) for number in (1, 2)] == [1, 2]
+
+
+def stock_launch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The envoy that the engine's command makes of an envoy.yaml; it is not started."""
+    made: list[Any] = []
+    monkeypatch.setattr(EngineEnvoy, "start", lambda envoy: made.append(envoy))
+    arguments = ["-n", "site1", "-dh", "localhost", "-dp", "1", "--disable-tls", "-ec", "envoy.yaml"]
+    with chdir(folder):
+        done = CliRunner().invoke(engine_launcher.start_, arguments)
+    if done.exception:
+        raise done.exception
+    return made[0]
+
+
+def our_launch(folder: Path, _: pytest.MonkeyPatch) -> Any:
+    return Envoy(load_envoy(folder / "envoy.yaml", name="site1"))
+
+
+def write_envoy(folder: Path, **more: Any) -> None:
+    descriptor = {"template": "toy_shard.ToyShard", "params": {"value": 1.0}}
+    (folder / "envoy.yaml").write_text(yaml.safe_dump({"shard_descriptor": descriptor, **more}))
+
+
+@fault("interface/envoy.py:128", stock=stock_launch, ours=our_launch)
+def test_an_experiment_installs_no_packages(subject: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_envoy(tmp_path)
+    assert not subject(tmp_path, monkeypatch).install_requirements
+
+
+STOCK_MONITOR = "openfl.plugins.processing_units_monitor.pynvml_monitor.PynvmlCUDADeviceMonitor"
+MONITORS = {"stock": (stock_launch, STOCK_MONITOR), "ours": (our_launch, "federation.cuda_monitor.CudaMonitor")}
+
+
+def missing_driver() -> str | None:
+    """Why this machine's GPUs cannot be asked for."""
+    try:
+        import_module("pynvml").nvmlInit()
+    except Exception as error:
+        return f"no NVIDIA driver and library: {error}"
+    return None
+
+
+@pytest.mark.skipif(not missing_driver(), reason="this machine has an NVIDIA driver")
+@fault("plugins/processing_units_monitor/pynvml_monitor.py:15", raises=Exception, **MONITORS)
+def test_one_envoy_yaml_serves_machines_without_a_gpu(
+    subject: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, template = subject
+    write_envoy(tmp_path, optional_plugin_components={"cuda_device_monitor": {"template": template}})
+    assert launch(tmp_path, monkeypatch).cuda_device_monitor is None
+
+
+@pytest.mark.skipif(bool(missing_driver()), reason=str(missing_driver()))
+@fault("plugins/processing_units_monitor/pynvml_monitor.py:32", raises=AttributeError, **MONITORS)
+def test_the_driver_tells_its_version(subject: Any) -> None:
+    module, _, name = subject[1].rpartition(".")
+    assert getattr(import_module(module), name)().get_driver_version()[0].isdigit()
