@@ -8,7 +8,6 @@ Started by `envoy/start_envoy.sh`. Mends, with the engine's file and line:
 - component/envoy/envoy.py:275: an envoy that cannot reach its director leaves with a traceback. Here it waits for it,
   and says so.
 - interface/envoy.py:128: packages that an experiment names are installed by default. Here never.
-- component/envoy/envoy.py:148: see `federation.review`.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from openfl.transport.grpc.exceptions import ShardNotFoundError
 from federation import archives, channels, devices
 from federation.audit import AuditLog
 from federation.errors import REFUSALS, FederationError
-from federation.logs import configure_logging
+from federation.logs import configure_logging, log_fields
 from federation.review import AWAITING_APPROVAL, COMMAND, SHORT, ReviewFolder, Submission, Verdict, refusal, verdict
 from federation.settings import Accept, EnvoySettings, load_envoy
 from federation.trainer import FAILURE_FILE, TrainerTask, build_descriptor
@@ -105,20 +104,25 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 time.sleep(RETRY_SECONDS)
                 continue
             told = False
-            try:
-                files = self._review(name, archive)
-            except (FederationError, OSError) as error:
-                self._report(name, str(error))
-                continue
-            if files is None:
-                continue
-            self.is_experiment_running = True
-            failure = self._work_on(name, files)
-            self.is_experiment_running = False
-            if failure:
-                self._report(name, failure)
-            else:
-                logger.info("experiment %s: done", name, extra={"experiment": name})
+            with log_fields(experiment=name):
+                self._take(name, archive)
+
+    def _take(self, name: str, archive: bytes) -> None:
+        """Work on an experiment if its code may run here, and report if that fails."""
+        try:
+            files = self._review(name, archive)
+        except (FederationError, OSError) as error:
+            self._report(name, str(error))
+            return
+        if files is None:
+            return
+        self.is_experiment_running = True
+        failure = self._work_on(name, files)
+        self.is_experiment_running = False
+        if failure:
+            self._report(name, failure)
+        else:
+            logger.info("experiment %s: done", name)
 
     def send_health_check(self) -> None:
         """Tell the director every few seconds that this site is here; register again where it has forgotten."""

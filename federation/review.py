@@ -5,8 +5,8 @@ the owner has approved; the rest is refused at once), or `ask` (an experiment wa
 What the owner has rejected never runs. The envoy decides by the submission's digest before anything of it is imported
 or unpickled.
 
-Stands in for the engine's own review: an envoy's shows plan.yaml alone and asks on standard input
-(component/envoy/envoy.py:148, interface/cli.py:249), a director's ends its loop (component/director/experiment.py:150).
+The engine's own review (`review_experiment`) is not used: an envoy's shows plan.yaml alone and asks on standard input,
+a director's ends its loop.
 """
 
 import difflib

@@ -26,7 +26,9 @@ class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[
     `aggregator_of` returns the aggregator with a federation id, or None; `heard` is told which site has sent a message.
     """
 
-    def __init__(self, aggregator_of: Callable[[str], Any], tls: bool, heard: Callable[[str], None]) -> None:
+    def __init__(
+        self, aggregator_of: Callable[[str], Any], tls: bool, heard: Callable[[str], None] = lambda site: None
+    ) -> None:
         self._aggregator_of = aggregator_of
         self._heard = heard
         self._tls = tls

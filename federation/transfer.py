@@ -98,7 +98,7 @@ class ModelServer:
         aggregator_of: Callable[[str], Any],
         trained: Callable[[str, str, Any], ModelFile | None],
         caller: Callable[[Any], str | None],
-        heard: Callable[[str], None],
+        heard: Callable[[str], None] = lambda site: None,
     ) -> None:
         self._aggregator_of, self._trained, self._caller, self._heard = aggregator_of, trained, caller, heard
 
