@@ -22,11 +22,12 @@ from openfl.component import Collaborator as EngineCollaborator
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, utils
 from openfl.transport import AggregatorGRPCClient
 
+from federation.audit import AuditLog
 from federation.channels import connect
 from federation.errors import FederationError
 from federation.logs import log_fields
 from federation.models import Packed
-from federation.schedule import TASK_NAMES, finished_rounds
+from federation.schedule import TASK_NAMES, TRAIN, finished_rounds
 from federation.settings import Certificates
 from federation.tensors import TensorStore
 from federation.transfer import RoundOver, SiteTransfers, keep_trying
@@ -36,7 +37,12 @@ logger = logging.getLogger(__name__)
 
 
 class Collaborator(EngineCollaborator):  # type: ignore[misc]
-    """The engine's collaborator with a plain tensor store and errors that say where they happened."""
+    """The engine's collaborator with a plain tensor store and errors that say where they happened.
+
+    `audit` is the site's log of what it sends; the trainer names it.
+    """
+
+    audit = AuditLog()
 
     def __init__(self, *, update_format: str = "float32", **settings: Any) -> None:
         super().__init__(**settings)
@@ -96,6 +102,9 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
 
     def _send(self, task_name: str, round_number: int) -> None:
         packed, metrics = self._sent[task_name]
+        runner = self.task_runner
+        examples = runner.get_train_data_size() if task_name == TRAIN else runner.get_valid_data_size()
+        self.audit.results(task_name, round_number, examples, metrics, packed)
         if packed:
             self.transfers.send(round_number, packed)
         super().send_task_results(metrics, round_number, task_name)

@@ -12,6 +12,8 @@ Started by `director/start_director.sh`. Mends, with the engine's file and line:
   finished, and with TLS the report of the failure is dropped. Here it is failed, and every reader is told why.
 - component/director/director.py:89: everything is kept in memory and lost with the process. Here every experiment is on
   disk (`federation.state`), and goes on from its last finished round.
+- director.py:239: an experiment is told once to each envoy; where the question that is told is one of a lost
+  connection, the envoy never hears of it.
 - director.py:394: KeyError for an envoy that has not asked for work yet.
 - director.py:244: AttributeError for an envoy that asks again before the aggregator is made.
 - director.py:112: an envoy is refused for its shapes, and the log does not say which.
@@ -42,13 +44,16 @@ from openfl.component.director.experiment import Status
 from openfl.federated import Plan
 from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grpc
 from openfl.transport import DirectorGRPCServer as EngineServer
-from openfl.transport.grpc.grpc_channel_options import channel_options
 
+from federation import archives
 from federation.access import Access, certificate_name, guards
-from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
+from federation.channels import SERVER_OPTIONS
+from federation.errors import ArchiveRefused, DirectorLeaves, ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import configure_logging, log_fields
 from federation.models import ModelFile
+from federation.review import AWAITING_APPROVAL, DIGEST, SHORT
 from federation.router import AggregatorRouter
+from federation.schedule import NOTICE
 from federation.settings import DirectorSettings, load_director
 from federation.state import ExperimentState
 from federation.transfer import ModelServer
@@ -96,6 +101,9 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self._changed = asyncio.Event()
         self.metrics = MetricLog(state, self.notify)
         self.gone: set[str] = set()
+        self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
+        self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
+        self.left = False
 
     @property
     def over(self) -> bool:
@@ -130,7 +138,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
             self.failure = (
                 f"the director was stopped in the middle of {self.name}, which goes on when it is started again"
             )
-            self.status = Status.FAILED
+            self.status, self.left = Status.FAILED, True
             if self.aggregator:
                 self.aggregator.release()
             self.notify()
@@ -145,10 +153,28 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
 
     def site_failed(self, site: str, reason: str) -> None:
         """Go on without a site where the experiment's policy allows it; otherwise fail."""
+        self.awaiting.pop(site, None)
         if self.aggregator:
             self.aggregator.leave_out(site, reason)
         else:
             self.fail(reason)
+        if not self.over:
+            self.notice(f"goes on without site {site}: {reason}")
+
+    def await_approval(self, site: str, digest: str | None) -> None:
+        """A site waits for its owner to approve the code with this digest, or (None) waits no longer."""
+        waited_for = self.awaiting.pop(site, None)
+        if digest:
+            self.awaiting[site] = digest
+            if digest != waited_for:
+                self.notice(f"site {site} waits for its owner to approve the code (digest {digest[:SHORT]})")
+
+    def notice(self, text: str) -> None:
+        """Tell the readers something, once."""
+        if text not in self.notices:
+            logger.info("experiment %s: %s", self.name, text)
+            self.notices.append(text)
+            self.notify()
 
     async def start(self, last_heard: Callable[[str], float], **_: Any) -> None:
         """Run the experiment to its end; never raises, `failure` tells.
@@ -176,7 +202,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
 
     def wants(self, site: str) -> bool:
         """Whether there is work for this site; one that was gone is counted on again, one that failed is not."""
-        if self.over:
+        if self.over or site not in self.collaborators:
             return False
         if self.aggregator and site in self.gone:
             self.gone.remove(site)
@@ -193,7 +219,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
     def _build_aggregator(self) -> Any:
         """The aggregator that the plan names, ready for its collaborators."""
         with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-            shutil.unpack_archive(self.archive_path, folder, format="zip")
+            archives.write(archives.read(self.archive_path), Path(folder))
             with chdir(folder):  # the engine reads the plan's pickles from the working folder
                 plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
                 plan.authorized_cols = list(self.collaborators)
@@ -257,6 +283,8 @@ class Director(EngineDirector):  # type: ignore[misc]
         super().__init__(**settings)
         self.experiments_registry = ExperimentsRegistry()
         self.col_exp: dict[str, str | None] = defaultdict(lambda: None)
+        self._running: Experiment | None = None
+        self._next = asyncio.Event()
         self._state_root = state_root
         self._started = time.monotonic()
         self._heard: dict[str, float] = {}
@@ -291,15 +319,19 @@ class Director(EngineDirector):  # type: ignore[misc]
             "valid_duration": 2 * self.envoy_health_check_period,
             "last_updated": time.time(),
         }
-        self._heard[name] = time.monotonic()
+        self.heard(name)
         logger.info("envoy %s: registered", name, extra={"site": name})
         return True
 
     def update_envoy_status(self, *, envoy_name: str, **status: Any) -> int:
         """Note that an envoy is there; returns the seconds after which it should say so again."""
         period: int = super().update_envoy_status(envoy_name=envoy_name, **status)
-        self._heard[envoy_name] = time.monotonic()
+        self.heard(envoy_name)
         return period
+
+    def heard(self, site: str) -> None:
+        """Note that a site has sent a message, of whatever sort: only a silent one is gone."""
+        self._heard[site] = time.monotonic()
 
     async def set_new_experiment(
         self,
@@ -313,8 +345,9 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Queue an experiment.
 
         Raises:
-            SubmissionRefused: no envoy to run it on, or its name is taken.
+            SubmissionRefused: no envoy to run it on, its name is taken, or its archive holds what may not travel.
         """
+        await asyncio.to_thread(_check_archive, experiment_archive_path)
         if not list(collaborator_names):
             raise SubmissionRefused("no envoy is online; start one with envoy/start_envoy.sh and submit again")
         if experiment_name in self.experiments_registry:
@@ -347,38 +380,51 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Run the queued experiments one after the other, for ever."""
         while True:
             experiment = await self.experiments_registry.waiting.get()
-            for collaborator in experiment.collaborators:
-                self.col_exp_queues[collaborator].put_nowait(experiment.name)
+            self._running = experiment
+            self._next.set()
+            self._next = asyncio.Event()
             with log_fields(experiment=experiment.name):
                 await experiment.start(lambda site: self._heard.get(site, self._started))
 
-    async def wait_experiment(self, envoy_name: str) -> str:
-        """The name of the experiment that this envoy should work on: the one it left, or the next one."""
-        while True:
-            experiment = self.experiments_registry.get(self.col_exp[envoy_name] or "")
-            if experiment and experiment.wants(envoy_name):
-                return str(experiment.name)
-            self.col_exp[envoy_name] = None
-            self.col_exp[envoy_name] = await self.col_exp_queues[envoy_name].get()
+    async def wait_experiment(self, envoy_name: str, awaiting: str | None = None) -> str:
+        """The name of the experiment that this envoy should work on: the one that runs, or the next one.
+
+        Whoever asks is told: when a connection is lost without a word, its question waits here beside the new one.
+
+        awaiting: the digest of that one's code, where the envoy has it and waits for its owner to approve it.
+        """
+        held = self.experiments_registry.get(self.col_exp[envoy_name] or "")
+        if held:
+            held.await_approval(envoy_name, awaiting)
+        while not (self._running and self._running.wants(envoy_name)):
+            await self._next.wait()
+        self.col_exp[envoy_name] = self._running.name
+        return str(self._running.name)
 
     async def stream_metrics(self, experiment_name: str, caller: str) -> AsyncIterator[dict[str, Any]]:
         """Every metric from the first on, then new ones as they come.
 
         Raises:
             ExperimentFailed: at the end of an experiment that failed.
+            DirectorLeaves: the experiment goes on when the director is back.
             FederationError: there is no such experiment of this caller.
         """
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
             raise FederationError(f"this director knows no experiment {experiment_name} of {caller}")
-        sent = 0
+        sent = told = 0
         while True:
+            while told < len(experiment.notices):
+                yield {"task_name": NOTICE, "metric_name": experiment.notices[told]}
+                told += 1
             while sent < len(experiment.metrics.lines):
                 yield experiment.metrics.lines[sent]
                 sent += 1
             if experiment.over:
                 break
             await experiment.news()
+        if experiment.left:
+            raise DirectorLeaves(experiment.failure)
         if experiment.status != Status.FINISHED:
             raise ExperimentFailed(experiment.failure or f"experiment {experiment_name} was {experiment.status}")
 
@@ -400,14 +446,24 @@ class Director(EngineDirector):  # type: ignore[misc]
             experiment.fail(f"experiment {experiment_name} was cancelled by {caller}")
 
     async def get_experiment_status(self, experiment_name: str, caller: str) -> str | None:
-        """The engine's status; for one that waits, also how many are before it."""
+        """The engine's status; for one that waits, also how many are before it, or at which sites it does."""
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
             return None
+        if experiment.status == Status.IN_PROGRESS and experiment.awaiting:
+            return f"{Status.IN_PROGRESS}, waiting for approval at {', '.join(sorted(experiment.awaiting))}"
         if experiment.status != Status.PENDING:
             return str(experiment.status)
         names = [name for name, each in self.experiments_registry.items() if not each.over]
         return f"{Status.PENDING}, {names.index(experiment_name)} before it"
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        archives.read(path)
+    except ArchiveRefused:
+        path.unlink()
+        raise
 
 
 class DirectorServer(EngineServer):  # type: ignore[misc]
@@ -417,12 +473,13 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def _run_server(self) -> None:
         pool = ThreadPoolExecutor(COLLABORATOR_THREADS, thread_name_prefix="collaborator")
-        options = [*channel_options, ("grpc.so_reuseport", 0)]
-        self.server = grpc.aio.server(migration_thread_pool=pool, interceptors=self.guards, options=options)
+        self.server = grpc.aio.server(migration_thread_pool=pool, interceptors=self.guards, options=SERVER_OPTIONS)
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
-        router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls)
+        router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls, self.director.heard)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
-        models = ModelServer(self.director.experiments_registry.aggregator_of, self._trained, certificate_name)
+        models = ModelServer(
+            self.director.experiments_registry.aggregator_of, self._trained, certificate_name, self.director.heard
+        )
         models.add_to(self.server)
         try:
             port = self._bind()
@@ -458,6 +515,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             with archive.open("wb") as archive_file, model.open("wb") as model_file:
                 async for request in stream:
                     archive_file.write(request.experiment_data.npbytes)
+                    archives.check_size(archive_file.tell())
                     for part in request.model_proto.tensors:
                         model_file.write(part.data_bytes)
             ModelFile(model)
@@ -483,11 +541,20 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         """Not here: models have streams of their own."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "models travel by federation.Models")
 
+    async def WaitExperiment(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The name of an envoy's next experiment; the envoy may say that it has one and waits for its owner."""
+        said = dict(context.invocation_metadata() or ()).get(AWAITING_APPROVAL, "")
+        digest = str(said) if DIGEST.fullmatch(said) else None
+        name = await self.director.wait_experiment(request.collaborator_name, digest)
+        return director_pb2.WaitExperimentResponse(experiment_name=name)
+
     async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Metrics to a notebook; ends with an error if the experiment did."""
         try:
             async for metric in self.director.stream_metrics(request.experiment_name, self.get_caller(context)):
                 yield director_pb2.GetMetricStreamResponse(**metric)
+        except DirectorLeaves as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except FederationError as error:
             await context.abort(grpc.StatusCode.ABORTED, str(error))
 

@@ -19,19 +19,22 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import grpc
 from openfl.component.envoy.envoy import Envoy as EngineEnvoy
+from openfl.protocols import director_pb2, director_pb2_grpc
 from openfl.transport.grpc.exceptions import ShardNotFoundError
 
-from federation import devices
+from federation import archives, channels, devices
+from federation.audit import AuditLog
 from federation.errors import REFUSALS, FederationError
-from federation.logs import configure_logging
-from federation.settings import EnvoySettings, load_envoy
+from federation.logs import configure_logging, log_fields
+from federation.review import AWAITING_APPROVAL, COMMAND, SHORT, ReviewFolder, Submission, Verdict, refusal, verdict
+from federation.settings import Accept, EnvoySettings, load_envoy
 from federation.trainer import FAILURE_FILE, TrainerTask, build_descriptor
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,9 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
     def __init__(self, settings: EnvoySettings) -> None:
         monitor = devices.load_monitor(settings.device_monitor)
         self.settings = settings
+        self.reviews = ReviewFolder(settings.review_folder)
+        self.audit = AuditLog(settings.audit, site=settings.name, director="{}:{}".format(*self._director))
+        self._waiting: tuple[str, str] | None = None  # experiment and digest that the owner has to decide on
         self._trainer: subprocess.Popen[str] | None = None
         super().__init__(
             shard_name=settings.name,
@@ -57,8 +63,16 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             cuda_device_monitor=monitor,
             **settings.certificates.as_strings(),
         )
+        channel = channels.connect("{}:{}".format(*self._director), settings.certificates)
+        self.director_client.stub = director_pb2_grpc.DirectorStub(channel)
         if not self.cuda_devices:
             logger.info("no CUDA device: training on the CPU with %d thread(s)", settings.cpu_threads)
+        if settings.accept == Accept.ANY:
+            logger.warning(
+                "review.accept is 'any': the code of everyone who may submit runs here unseen, next to the recordings; "
+                "for a demo only (allowed: %s)",
+                ", ".join(Accept),
+            )
 
     def start(self) -> None:
         """Register, then serve experiments until stopped.
@@ -79,8 +93,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         told = False
         while True:
             try:
-                name = self.director_client.wait_experiment()
-                archive = b"".join(part.npbytes for part in self.director_client.get_experiment_data(name))
+                name = self._next_experiment()
+                archive = self._fetch(name)
             except grpc.RpcError as error:
                 if error.code().name in REFUSALS:
                     raise FederationError(f"the director refused this site: {error.details()}") from error
@@ -90,18 +104,25 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 time.sleep(RETRY_SECONDS)
                 continue
             told = False
-            self.is_experiment_running = True
-            logger.info("experiment %s: starts", name, extra={"experiment": name})
-            failure = self._work_on(name, archive)
-            self.is_experiment_running = False
-            if failure:
-                logger.error("experiment %s: failed\n%s", name, failure, extra={"experiment": name})
-                try:
-                    self.director_client.set_experiment_failed(name, error_description=failure)
-                except grpc.RpcError as error:
-                    logger.warning("the director was not told (%s)", error.details(), extra={"experiment": name})
-            else:
-                logger.info("experiment %s: done", name, extra={"experiment": name})
+            with log_fields(experiment=name):
+                self._take(name, archive)
+
+    def _take(self, name: str, archive: bytes) -> None:
+        """Work on an experiment if its code may run here, and report if that fails."""
+        try:
+            files = self._review(name, archive)
+        except (FederationError, OSError) as error:
+            self._report(name, str(error))
+            return
+        if files is None:
+            return
+        self.is_experiment_running = True
+        failure = self._work_on(name, files)
+        self.is_experiment_running = False
+        if failure:
+            self._report(name, failure)
+        else:
+            logger.info("experiment %s: done", name)
 
     def send_health_check(self) -> None:
         """Tell the director every few seconds that this site is here; register again where it has forgotten."""
@@ -123,11 +144,80 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             self._trainer.kill()  # it holds nothing that would be lost
             self._trainer.wait()
 
+    def _next_experiment(self) -> str:
+        """The name of the next experiment; as long as the owner decides on one, ask again and say that it waits.
+
+        The answer tells whether the experiment still waits for this site: when it is over, the next one comes.
+        """
+        while True:
+            request = director_pb2.WaitExperimentRequest(collaborator_name=self.name)
+            metadata = ((AWAITING_APPROVAL, self._waiting[1]),) if self._waiting else ()
+            name = str(self.director_client.stub.WaitExperiment(request, metadata=metadata).experiment_name)
+            if self._waiting is None or self._waiting[0] != name:
+                self._waiting = None
+                return name
+            if self.reviews.wait_for_decision(self._waiting[1], RETRY_SECONDS):
+                self._waiting = None  # asks once more: the director knows then, and the archive is looked at anew
+
+    def _fetch(self, name: str) -> bytes:
+        """The archive of an experiment, as far as one may be large."""
+        archive = bytearray()
+        stream = self.director_client.get_experiment_data(name)
+        for part in stream:
+            archive += part.npbytes
+            if len(archive) > archives.MAX_ARCHIVE_BYTES:
+                stream.cancel()
+                break
+        return bytes(archive)
+
+    def _review(self, name: str, archive: bytes) -> Mapping[str, bytes] | None:
+        """The files of an experiment that may run here; None: its owner has to decide first.
+
+        Raises:
+            FederationError: the archive holds what may not travel, or the site's policy or its owner refuses the code.
+            OSError: the submission cannot be kept.
+        """
+        submission = Submission(archives.read(archive))
+        digest = submission.digest
+        self.reviews.receive(submission, name)
+        decision = self.reviews.decision(digest)
+        ruling = verdict(self.settings.accept, decision)
+        if ruling is Verdict.REFUSE:
+            raise FederationError(refusal(digest, decision))
+        if ruling is Verdict.WAIT:
+            self._waiting = name, digest
+            show = f"{COMMAND} show {digest[:SHORT]} --config YAML"
+            logger.warning(
+                "experiment %s: waits for its owner; %s, then `approve` or `reject` instead of `show`", name, show
+            )
+            return None
+        logger.info("experiment %s: starts, digest %s", name, digest[:SHORT])
+        return submission.files
+
+    def _report(self, name: str, failure: str) -> None:
+        """Tell the director why this site does not go on with an experiment."""
+        logger.error("experiment %s: failed\n%s", name, failure)
+        try:
+            self.audit.failure(failure, experiment=name)
+        except OSError as error:
+            failure = f"the site cannot write its audit log ({error.strerror}), so it tells nothing more"
+        try:
+            self.director_client.set_experiment_failed(name, error_description=failure)
+        except grpc.RpcError as error:
+            logger.warning("the director was not told (%s)", error.details())
+
     def _register(self) -> None:
+        shard = self.shard_descriptor
+        self.audit.registration(
+            shard.dataset_description,
+            sample_shape=shard.sample_shape,
+            target_shape=shard.target_shape,
+            cuda_devices=list(self.cuda_devices),
+        )
         waiting = False
         while True:
             try:
-                accepted = self.director_client.report_shard_info(self.shard_descriptor, self.cuda_devices)
+                accepted = self.director_client.report_shard_info(shard, self.cuda_devices)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise FederationError(f"the director refused this site: {error.details()}") from error
@@ -137,7 +227,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 time.sleep(RETRY_SECONDS)
                 continue
             if not accepted:
-                shapes = self.shard_descriptor.sample_shape, self.shard_descriptor.target_shape
+                shapes = shard.sample_shape, shard.target_shape
                 raise FederationError(
                     f"the director at {self._director[0]}:{self._director[1]} refused this site: its sample and target "
                     f"shapes are {shapes}; director.yaml names those that the federation works on"
@@ -149,13 +239,10 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
     def _director(self) -> tuple[str, int]:
         return self.settings.director_host, self.settings.director_port
 
-    def _work_on(self, name: str, archive: bytes) -> str | None:
+    def _work_on(self, name: str, files: Mapping[str, bytes]) -> str | None:
         """Run one experiment in a trainer process; why it failed, or None."""
         with tempfile.TemporaryDirectory(prefix=f"{self.name}-") as folder:
-            package = Path(folder, "experiment.zip")
-            package.write_bytes(archive)
-            with zipfile.ZipFile(package) as shipped:
-                shipped.extractall(folder)
+            archives.write(files, Path(folder))
             task = TrainerTask(
                 folder=folder,
                 experiment=name,
@@ -166,6 +253,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 descriptor_params=dict(self.settings.descriptor_params),
                 cuda_devices=list(self.cuda_devices),
                 certificates=self.settings.certificates.as_strings(),
+                audit=str(self.settings.audit) if self.settings.audit else None,
             )
             try:
                 status = self._train(task)

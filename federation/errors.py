@@ -16,5 +16,13 @@ class SubmissionRefused(FederationError):
     """The director did not accept an experiment."""
 
 
+class ArchiveRefused(SubmissionRefused):
+    """An experiment's archive holds what may not travel, or is too large; names the file."""
+
+
+class DirectorLeaves(FederationError):
+    """The director is stopped in the middle of an experiment that goes on when it is started again."""
+
+
 class ExperimentFailed(FederationError):
     """An accepted experiment ended early; the text holds site, round, task and the remote traceback."""

@@ -7,18 +7,22 @@ Mends, with the engine's file and line:
 - interface/interactive_api/experiment.py:262: also ships `pip freeze`. Here nothing is installed anywhere.
 - transport/grpc/director_client.py:358: every chunk of the archive carries the whole initial model. Here it travels
   once.
+- experiment.py:731: a task's wrapper is pickled as compiled code, with paths of the notebook's machine. Here a task is
+  pickled by its name: what a site's owner reads is what runs, and the same submission has the same digest everywhere.
 - interface/interactive_api/experiment.py:195: metrics are only logged. Here they are values, and a failure is an
   exception.
 - federated/plan/plan.py:529: a notebook that comes back gets a KeyError for its model. Here an experiment has a name.
 - federated/plan/plan.py:299: identical plans share an id. Here each experiment's plan is salted.
 """
 
-import shutil
+import inspect
+import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,15 +36,21 @@ from openfl.protocols import base_pb2, director_pb2, director_pb2_grpc
 from openfl.protocols.interceptors import headers_adder
 from openfl.transport.grpc.director_client import DirectorClient
 
-from federation.channels import connect
+from federation import archives
+from federation.channels import CONNECT_SECONDS, CONNECTION_LOST, connect
 from federation.errors import REFUSALS, ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import quieten_engine
 from federation.models import CHUNK, Packed, Piece
 from federation.policy import RoundPolicy
-from federation.schedule import TASK_NAMES, RoundSchedule, finished_rounds
+from federation.schedule import NOTICE, TASK_NAMES, RoundSchedule, finished_rounds
 from federation.settings import Certificates
 from federation.transfer import fetch_trained
 from federation.updates import Encoder
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.2
+"""Pause before a reader connects again: a proxy in front of a director that is away refuses at once."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,8 @@ class Federation:
 
         Args:
             name: its name, not used before on this director.
-            package: the folder of the Python package that travels to the sites (its `*.py` files only).
+            package: the folder of the Python package that travels to the sites: its `*.py` files only, and those of
+                folders within that are packages themselves.
             model, tasks, data: the engine's interface objects, defined in that package.
             rounds: rounds of training; a last validation follows.
             best_metric: the metric of the aggregated validation by which the best model is chosen (larger is better).
@@ -198,54 +209,6 @@ class Federation:
         return [site for site in self.sites() if site.online]
 
 
-class Experiment:
-    """An accepted experiment, by its name."""
-
-    def __init__(self, client: "_Client", name: str) -> None:
-        self._client = client
-        self.name = name
-
-    def status(self) -> str:
-        """Where the experiment stands: "pending, 1 before it", "in_progress", "finished", "failed", or "unknown"."""
-        return str(self._client.get_experiment_status(self.name).experiment_status or "unknown")
-
-    def metrics(self) -> Iterator[Metric]:
-        """Every metric from the first on, as it arrives; ends with the experiment.
-
-        Raises:
-            ExperimentFailed: the experiment failed; names site, round and task and holds the remote traceback.
-        """
-        try:
-            for line in self._client.stream_metrics(self.name):
-                task, done = line["task_name"], finished_rounds(line["task_name"], line["round"])
-                yield Metric(done, line["metric_origin"], TASK_NAMES[task], line["metric_name"], line["metric_value"])
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise ExperimentFailed(
-                    f"the director is gone in the middle of {self.name}: {error.details()}"
-                ) from error
-            raise ExperimentFailed(error.details()) from None
-
-    def best_weights(self) -> dict[str, np.ndarray]:
-        """The trained tensors that scored best in the aggregated validation."""
-        return self._weights("best", "was validated")
-
-    def last_weights(self) -> dict[str, np.ndarray]:
-        """The average after the last round of training."""
-        return self._weights("last", "has finished a round")
-
-    def cancel(self) -> None:
-        """End the experiment, whether it waits or runs; its readers are told."""
-        self._client.remove_experiment_data(self.name)
-
-    def _weights(self, kind: str, what: str) -> dict[str, np.ndarray]:
-        with tempfile.TemporaryDirectory(prefix="model-") as folder:
-            model = fetch_trained(self._client.named_channel, self.name, kind, Path(folder, "model.safetensors"))
-            if model is None:
-                raise FederationError(f"experiment {self.name} has no such model yet: none {what} ({self.status()})")
-            return dict(model)
-
-
 class _Client(DirectorClient):  # type: ignore[misc]
     """The engine's client on a channel with this package's options; the initial model travels once, in chunks."""
 
@@ -269,6 +232,95 @@ class _Client(DirectorClient):  # type: ignore[misc]
                 yield message(experiment_data=director_pb2.ExperimentData(size=len(part), npbytes=part))
         for part in model.chunks():
             yield message(model_proto=base_pb2.ModelProto(tensors=[base_pb2.NamedTensor(data_bytes=part)]))
+
+
+class Experiment:
+    """An accepted experiment, by its name."""
+
+    def __init__(self, client: _Client, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def status(self) -> str:
+        """Where it stands: "pending, 1 before it", "in_progress", "finished", "failed", or "unknown".
+
+        "in_progress, waiting for approval at site1": the owner of site1 has not decided on the code yet.
+        """
+        return str(self._client.get_experiment_status(self.name).experiment_status or "unknown")
+
+    def metrics(self, reconnect_seconds: float = 120.0) -> Iterator[Metric]:
+        """Every metric from the first on, each once, as it arrives; ends with the experiment.
+
+        When the connection is lost, or the director is stopped, a warning is logged, and the metrics go on as soon as
+        the director answers again.
+
+        Args:
+            reconnect_seconds: how long to wait for a director that is out of reach, each time; 0 does not wait.
+
+        That a site waits for its owner, or is left out and why, is logged as a warning.
+
+        Raises:
+            ExperimentFailed: the experiment failed; names site, round and task and holds the remote traceback. Or
+                the director was out of reach for too long; the experiment may go on without this reader.
+        """
+        seen: set[tuple[int, str, str, str]] = set()
+        for line in self._lines(reconnect_seconds):
+            if line["task_name"] == NOTICE:
+                logger.warning("experiment %s: %s", self.name, line["metric_name"])
+                continue
+            task, done = line["task_name"], finished_rounds(line["task_name"], line["round"])
+            metric = Metric(done, line["metric_origin"], TASK_NAMES[task], line["metric_name"], line["metric_value"])
+            key = metric.round, metric.site, metric.task, metric.metric
+            if key not in seen:
+                seen.add(key)
+                yield metric
+
+    def best_weights(self) -> dict[str, np.ndarray]:
+        """The trained tensors that scored best in the aggregated validation."""
+        return self._weights("best", "was validated")
+
+    def last_weights(self) -> dict[str, np.ndarray]:
+        """The average after the last round of training."""
+        return self._weights("last", "has finished a round")
+
+    def cancel(self) -> None:
+        """End the experiment, whether it waits or runs; its readers are told."""
+        self._client.remove_experiment_data(self.name)
+
+    def _lines(self, reconnect_seconds: float) -> Iterator[dict[str, Any]]:
+        """What the director tells: after a lost connection again from the first line, and perhaps in another order."""
+        lost: float | None = None
+        while True:
+            started = time.monotonic()
+            try:
+                yield from self._client.stream_metrics(self.name)
+                return
+            except grpc.RpcError as error:
+                if error.code() not in CONNECTION_LOST:
+                    raise ExperimentFailed(error.details()) from None
+                reason = error.details()
+            now = time.monotonic()
+            if lost is None or now - started > CONNECT_SECONDS:  # it had been connected
+                lost = now
+                logger.warning(
+                    "experiment %s: the director is out of reach (%s); waiting up to %.0f s for it",
+                    self.name, reason, reconnect_seconds,
+                )  # fmt: skip
+            try:
+                grpc.channel_ready_future(self._client.channel).result(lost + reconnect_seconds - now)
+            except grpc.FutureTimeoutError:
+                raise ExperimentFailed(
+                    f"no word from the director for {reconnect_seconds:.0f} s in the middle of {self.name} ({reason}); "
+                    f"the sites go on, or wait for it: when it is back, attach({self.name!r}) follows the experiment"
+                ) from None
+            time.sleep(RETRY_SECONDS)
+
+    def _weights(self, kind: str, what: str) -> dict[str, np.ndarray]:
+        with tempfile.TemporaryDirectory(prefix="model-") as folder:
+            model = fetch_trained(self._client.named_channel, self.name, kind, Path(folder, "model.safetensors"))
+            if model is None:
+                raise FederationError(f"experiment {self.name} has no such model yet: none {what} ({self.status()})")
+            return dict(model)
 
 
 class _Submission(FLExperiment):  # type: ignore[misc]
@@ -305,13 +357,24 @@ class _Submission(FLExperiment):  # type: ignore[misc]
     def prepare_workspace_distribution(
         self, model_provider: Any, task_keeper: Any, data_loader: Any, task_assigner: Any, pip_install_options: Any = ()
     ) -> None:
-        """Pack the plan, the pickled interface objects and the package's source files."""
+        """Pack the plan, the pickled interface objects and the package's source files.
+
+        Raises:
+            ArchiveRefused: one of them may not travel; says which and why.
+        """
+        tasks = copy(task_keeper)
+        tasks.task_registry = {name: _unwrapped(task) for name, task in task_keeper.task_registry.items()}
         Path("workspace/plan").mkdir(parents=True)
         with chdir("workspace"):
-            self._serialize_interface_objects(model_provider, task_keeper, data_loader, task_assigner)
+            self._serialize_interface_objects(model_provider, tasks, data_loader, task_assigner)
             Plan.dump(Path("plan", self.plan.name), self.plan.config)
-            for source in sorted(self._package.rglob("*.py")):
-                target = Path(self._package.name, source.relative_to(self._package))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-        self.arch_path = shutil.make_archive(str(Path("experiment").absolute()), "zip", "workspace")
+            files = {name: Path(name).read_bytes() for name in (archives.PLAN, *archives.PICKLES)}
+        archive = Path("experiment.zip").absolute()
+        archives.pack(files | archives.sources(self._package), archive)
+        self.arch_path = str(archive)
+
+
+def _unwrapped(task: Callable[..., Any]) -> Callable[..., Any]:
+    """The task itself, out of the function that the engine wraps around it."""
+    inner: Callable[..., Any] = inspect.getclosurevars(task).nonlocals.get("training_method", task)
+    return inner

@@ -58,6 +58,7 @@ class Packed:
     """A model or an update that is ready to be written or sent."""
 
     def __init__(self, pieces: Mapping[str, Piece], metadata: Mapping[str, str] | None = None) -> None:
+        self.pieces = pieces
         entries = {name: (piece.dtype, piece.shape, len(piece.content)) for name, piece in pieces.items()}
         self._segments = [memoryview(header(entries, metadata or {})), *(piece.content for piece in pieces.values())]
         self.size = sum(len(segment) for segment in self._segments)

@@ -23,11 +23,14 @@ MAX_RESULTS = 16 * 2**20
 class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[misc]
     """Hands each collaborator's message to the aggregator of its experiment.
 
-    `aggregator_of` returns the aggregator with a federation id, or None.
+    `aggregator_of` returns the aggregator with a federation id, or None; `heard` is told which site has sent a message.
     """
 
-    def __init__(self, aggregator_of: Callable[[str], Any], tls: bool) -> None:
+    def __init__(
+        self, aggregator_of: Callable[[str], Any], tls: bool, heard: Callable[[str], None] = lambda site: None
+    ) -> None:
         self._aggregator_of = aggregator_of
+        self._heard = heard
         self._tls = tls
 
     def GetTasks(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -70,4 +73,5 @@ class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[
         aggregator = self._aggregator_of(message.header.federation_uuid)
         if aggregator is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "this director runs no such experiment")
+        self._heard(message.header.sender)
         return AggregatorGRPCServer(aggregator=aggregator, agg_port=0, tls=self._tls)

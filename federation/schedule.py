@@ -5,9 +5,10 @@ The engine validates the aggregated model of round n in round n + 1, so the fina
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from openfl.component.assigner.tasks import Task
+if TYPE_CHECKING:  # importing the engine takes seconds, and a site's owner needs the names below only
+    from openfl.component.assigner.tasks import Task
 
 VALIDATE_AGGREGATED = "aggregated_model_validate"
 TRAIN = "train"
@@ -20,6 +21,9 @@ TASK_NAMES = {
     "round": "round",
 }
 """The engine's task names and those that people are shown."""
+
+NOTICE = "notice"
+"""The task name of a line among the metrics that is none: the director tells the notebook something of a site."""
 
 
 def finished_rounds(task_name: str, engine_round: int) -> int:
@@ -40,9 +44,9 @@ class RoundSchedule:
     """
 
     rounds: int
-    tasks: dict[str, Task]
+    tasks: dict[str, "Task"]
 
-    def __call__(self, collaborators: list[str], round_number: int, **_: Any) -> dict[str, list[Task]]:
+    def __call__(self, collaborators: list[str], round_number: int, **_: Any) -> dict[str, list["Task"]]:
         """Tasks of every collaborator in one engine round (the engine's assigner signature)."""
         names = [VALIDATE_AGGREGATED]
         if round_number < self.rounds:

@@ -7,6 +7,7 @@ The sections and names are the engine's own (openfl/interface/director.py, openf
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,17 @@ class DirectorSettings:
         _raise_all("director settings", problems)
 
 
+class Accept(StrEnum):
+    """Whose code may run at a site: anyone's, what its owner has approved, or what they approve when asked."""
+
+    ANY = "any"
+    APPROVED = "approved"
+    ASK = "ask"
+
+
 @dataclass(frozen=True)
 class EnvoySettings:
-    """What the data owner decides: the site's name, its director, its devices and its shard."""
+    """What the data owner decides: the site's name, its director, its devices, its shard, and which code runs here."""
 
     name: str
     director_host: str
@@ -90,9 +99,16 @@ class EnvoySettings:
     device_monitor: str | None = None
     cpu_threads: int = 1
     certificates: Certificates = field(default_factory=Certificates)
+    accept: str = Accept.ASK
+    review_folder: Path = Path("review")
+    """Where submissions and the owner's decisions are kept (`federation.review`)."""
+    audit: Path | None = None
+    """The log of what left the site (`federation.audit`); None: not kept."""
 
     def __post_init__(self) -> None:
         problems = self.certificates.problems()
+        if self.accept not in tuple(Accept):
+            problems.append(f"review.accept: {self.accept!r}; allowed: {', '.join(Accept)}")
         if not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
             problems.append(f"name: {self.name!r} is not a site name; allowed: letters, digits, '-' and '_'")
         if self.name in RESERVED_NAMES:
@@ -131,11 +147,12 @@ def load_envoy(path: Path, **overrides: Any) -> EnvoySettings:
     Raises:
         SettingsError: with every unknown name and wrong value in one text.
     """
-    sections = {"name", "director", "params", "optional_plugin_components", "shard_descriptor"}
+    sections = {"name", "director", "params", "optional_plugin_components", "shard_descriptor", "review", "audit"}
     document = _read(path, sections | {"root_certificate", "private_key", "certificate"})
     director = _section(path, document, "director", {"host", "port"})
     params = _section(path, document, "params", {"cuda_devices", "cpu_threads", "envoys_on_this_machine"})
     descriptor = _section(path, document, "shard_descriptor", {"template", "params"})
+    review = _section(path, document, "review", {"accept", "folder"})
     monitor = (document.get("optional_plugin_components") or {}).get("cuda_device_monitor") or {}
     threads = params.get("cpu_threads", "auto")
     if threads == "auto":
@@ -149,6 +166,9 @@ def load_envoy(path: Path, **overrides: Any) -> EnvoySettings:
         "cuda_devices": tuple(params.get("cuda_devices") or ()),
         "device_monitor": monitor.get("template"),
         "cpu_threads": threads,
+        "accept": review.get("accept", Accept.ASK),
+        "review_folder": _beside(path, review.get("folder") or "review"),
+        "audit": _beside(path, document.get("audit", "audit.jsonl")),
     }
     values |= {name: value for name, value in overrides.items() if value is not None}
     built: EnvoySettings = _build(path, EnvoySettings, values | {"certificates": _certificates(path, document)})

@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from federation.audit import AuditLog
 from federation.errors import FederationError
 from federation.logs import configure_logging
 
@@ -41,6 +42,7 @@ class TrainerTask:
     descriptor_params: dict[str, Any]
     cuda_devices: list[int]
     certificates: dict[str, str | None]
+    audit: str | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -74,7 +76,7 @@ def run(task: TrainerTask) -> None:
         raise FederationError(f"the site's shard descriptor imports {', '.join(stale)}, which the experiment ships")
     from openfl.federated import Plan
 
-    from federation.collaborator import AggregatorClient
+    from federation.collaborator import AggregatorClient, Collaborator
 
     plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
     client = AggregatorClient(
@@ -88,7 +90,14 @@ def run(task: TrainerTask) -> None:
         **task.certificates,
     )
     collaborator = plan.get_collaborator(task.site, client=client, shard_descriptor=descriptor)
+    if not isinstance(collaborator, Collaborator):  # another one would send without a line in the audit log
+        name = f"{Collaborator.__module__}.{Collaborator.__qualname__}"
+        raise FederationError(f"the plan's collaborator.template is {type(collaborator)}; allowed: {name}")
     collaborator.set_available_devices(cuda=tuple(task.cuda_devices))
+    if task.audit:
+        director = f"{task.director_host}:{task.director_port}"
+        log = AuditLog(Path(task.audit), site=task.site, director=director, experiment=task.experiment)
+        collaborator.audit = log
     collaborator.run()
 
 

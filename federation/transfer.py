@@ -90,6 +90,7 @@ class ModelServer:
         aggregator_of: the aggregator with a federation id, or None.
         trained: the file of an experiment's best or last model, for a caller; None when there is none.
         caller: the name in the certificate behind a call, or None in plain mode.
+        heard: told which site has sent a message.
     """
 
     def __init__(
@@ -97,8 +98,9 @@ class ModelServer:
         aggregator_of: Callable[[str], Any],
         trained: Callable[[str, str, Any], ModelFile | None],
         caller: Callable[[Any], str | None],
+        heard: Callable[[str], None] = lambda site: None,
     ) -> None:
-        self._aggregator_of, self._trained, self._caller = aggregator_of, trained, caller
+        self._aggregator_of, self._trained, self._caller, self._heard = aggregator_of, trained, caller, heard
 
     def add_to(self, server: Any) -> None:
         """Serve the calls on a gRPC server."""
@@ -121,7 +123,7 @@ class ModelServer:
     def update(self, messages: Iterator[bytes], context: Any) -> bytes:
         """Keep what a site has trained."""
         address, aggregator = self._find(next(messages, b""), context)
-        _or_abort(context, lambda: aggregator.receive(address, messages))
+        _or_abort(context, lambda: aggregator.receive(address, self._listen(address.site, messages)))
         return b""
 
     def received(self, request: bytes, context: Any) -> bytes:
@@ -152,7 +154,13 @@ class ModelServer:
             context.abort(
                 grpc.StatusCode.PERMISSION_DENIED, f"site {address.site!r:.100} has no part in this experiment"
             )
+        self._heard(address.site)
         return address, aggregator
+
+    def _listen(self, site: str, messages: Iterator[bytes]) -> Iterator[bytes]:
+        for message in messages:
+            self._heard(site)  # a site on a slow line may send one model for minutes
+            yield message
 
 
 def _or_abort(context: Any, work: Callable[[], Any]) -> Any:

@@ -130,13 +130,10 @@ def average(
                 if name in unchanged:
                     file.write(model.read(name, place).data)
                     continue
-                mean = updates[0].read(name, place)
-                mean *= np.float32(weights[0])
-                for update, weight in zip(updates[1:], weights[1:], strict=True):
-                    part = update.read(name, place)
-                    part *= np.float32(weight)
-                    mean += part
-                file.write(mean.data)
+                mean = np.zeros(place.stop - place.start)  # in double precision: rounded once, whatever the order
+                for update, weight in zip(updates, weights, strict=True):
+                    mean += np.multiply(update.read(name, place), weight, dtype=np.float64)
+                file.write(mean.astype(np.float32).data)
     unfinished.replace(path)
     return unchanged
 

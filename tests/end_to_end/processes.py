@@ -69,7 +69,9 @@ class Processes:
                 process.wait(10)
 
 
-def write_site(folder: Path, name: str, port: int, template: str, params: Mapping[str, object]) -> Path:
+def write_site(
+    folder: Path, name: str, port: int, template: str, params: Mapping[str, object], accept: str = "any"
+) -> Path:
     """An envoy.yaml for a site of a test."""
     import yaml
 
@@ -78,6 +80,8 @@ def write_site(folder: Path, name: str, port: int, template: str, params: Mappin
         "director": {"host": "localhost", "port": port},
         "params": {"cpu_threads": 1},
         "shard_descriptor": {"template": template, "params": dict(params)},
+        "review": {"accept": accept, "folder": f"{name}.review"},
+        "audit": f"{name}.audit.jsonl",
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -117,6 +121,6 @@ class ToyFederation(Processes):
         )
         return int(self.wait_for("director", r"listening on .*:(\d+)")[1])
 
-    def start_site(self, name: str, value: float, **params: object) -> None:
-        config = write_site(self.logs, name, self.port, "toy_shard.ToyShard", {"value": value, **params})
-        self.start(name, PYTHON, "-m", "federation.envoy", "--config", config, env=self.env)
+    def start_site(self, name: str, value: float, accept: str = "any", **params: object) -> None:
+        config = write_site(self.logs, name, self.port, "toy_shard.ToyShard", {"value": value, **params}, accept)
+        self.start(name, PYTHON, "-m", "federation.envoy", "--config", config, env=self.env | {"TOY_SITE": name})

@@ -2,11 +2,14 @@
 
 import shutil
 import time
+from dataclasses import astuple
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
+from openfl.protocols import director_pb2, director_pb2_grpc
 from processes import TOYS, ToyFederation
 from toy.experiment import TASKS, Numbers, VectorModel
 
@@ -59,10 +62,17 @@ def test_an_experiment_from_submission_to_models(toys: ToyFederation) -> None:
     np.testing.assert_allclose(in_fewer_bits.last_weights()["vector"], 4.5, rtol=1e-2)
 
 
-def test_every_reader_gets_every_metric(toys: ToyFederation) -> None:
-    experiment = submit(toys, "twice")
-    first = list(experiment.metrics())
-    assert list(experiment.metrics()) == first
+def test_whoever_asks_is_told(toys: ToyFederation) -> None:
+    """Every reader gets every metric, and every question for work an answer: a lost connection leaves one behind."""
+    with grpc.insecure_channel(f"localhost:{toys.port}") as channel:
+        director = director_pb2_grpc.DirectorStub(channel)
+        request = director_pb2.WaitExperimentRequest(collaborator_name="site1")
+        questions = [director.WaitExperiment.future(request) for _ in range(2)]
+        director.GetDatasetInfo(director_pb2.GetDatasetInfoRequest())  # the questions have arrived
+        experiment = submit(toys, "twice")
+        first = list(experiment.metrics())
+        assert list(experiment.metrics()) == first
+        assert [question.result(5).experiment_name for question in questions] == ["twice", "twice"]
 
 
 def test_nothing_waits_on_a_clock(toys: ToyFederation) -> None:
@@ -195,10 +205,12 @@ def test_envoys_return_to_a_restarted_director(toys: ToyFederation) -> None:
 
 
 @pytest.mark.parametrize("ending", ["killed", "stopped"])
-def test_an_experiment_goes_on_after_its_director(toys: ToyFederation, ending: str) -> None:
+def test_an_experiment_goes_on_after_its_director(
+    toys: ToyFederation, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
     experiment = submit(toys, "to be continued", rounds=4, sleep_on=1.0, in_round=2, seconds=3)
-    seen = []
-    for metric in experiment.metrics():
+    reader, seen = experiment.metrics(), []
+    for metric in reader:
         seen.append(metric)
         if (metric.site, metric.task, metric.round) == ("site2", "validate_local", 3):
             break  # site 2 has finished the third round, site 1 sleeps in it
@@ -220,6 +232,10 @@ def test_an_experiment_goes_on_after_its_director(toys: ToyFederation, ending: s
         4: 106.0,
     }
     assert len({(m.round, m.site, m.task, m.metric) for m in metrics}) == len(metrics)
+    # The first notebook has waited for the director, said so once, and got the rest: nothing missing, nothing twice.
+    seen += reader
+    assert sorted(map(astuple, seen)) == sorted(map(astuple, metrics))
+    assert caplog.text.count("experiment to be continued: the director is out of reach") == 1
     assert set(values(metrics, "site1", "train", "loss")) == {1, 2, 3, 4}
     np.testing.assert_allclose(again.last_weights()["vector"], 6.0)
     np.testing.assert_allclose(again.best_weights()["vector"], 3.0)
@@ -276,7 +292,7 @@ def test_refusals(tmp_path: Path) -> None:
 def test_a_director_and_its_envoys_stop_cleanly(toys: ToyFederation) -> None:
     experiment = submit(toys, "stopped", sleep_on=1.0, in_round=0, seconds=60)
     toys.wait_for("site1", "round 1, task train: starts")
-    metrics = experiment.metrics()
+    metrics = experiment.metrics(reconnect_seconds=1)
     next(metrics)  # a reader is connected
     started = time.monotonic()
     toys.stop()
@@ -284,5 +300,9 @@ def test_a_director_and_its_envoys_stop_cleanly(toys: ToyFederation) -> None:
     assert {name: process.returncode for name, process in toys.running.items()} == dict.fromkeys(toys.running, 0)
     assert not any("Traceback" in toys.log(name) for name in toys.running)
     assert list((toys.logs / "tmp").iterdir()) == []
-    with pytest.raises(ExperimentFailed, match="the director was stopped in the middle of stopped"):
+    # What a reader is told first depends on who is faster, the director's last word or the end of the connection.
+    told = r"no word from the director for 1 s in the middle of stopped \(.+\); .*attach\('stopped'\)"
+    started = time.monotonic()
+    with pytest.raises(ExperimentFailed, match=told):
         list(metrics)
+    assert 1 <= time.monotonic() - started < 10  # it has waited for the director to be back, and no longer

@@ -43,6 +43,16 @@ def test_the_two_envoys_differ_in_name_and_shard_only() -> None:
     assert scripts[0] == scripts[1]
 
 
+def test_whose_code_runs_is_asked_unless_the_owner_says_otherwise(tmp_path: Path) -> None:
+    settings = load_envoy(write(tmp_path, envoy()))
+    assert (settings.accept, settings.review_folder) == ("ask", tmp_path / "review")
+    assert settings.audit == tmp_path / "audit.jsonl"
+    settings = load_envoy(write(tmp_path, envoy(review={"accept": "approved", "folder": "kept"}, audit=None)))
+    assert (settings.accept, settings.review_folder, settings.audit) == ("approved", tmp_path / "kept", None)
+    for name in ("envoy", "envoy_two"):
+        assert load_envoy(HOUSE / name / "envoy.yaml").accept == "any"  # a demo
+
+
 def test_what_is_given_wins_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, envoy(director={"port": 1234}))
     assert load_envoy(path).director_port == 1234
@@ -60,6 +70,8 @@ def test_what_is_given_wins_over_the_file(tmp_path: Path) -> None:
         (envoy(params={"cpu_threads": 0}), "cpu_threads: 0"),
         (envoy(params={"cpu_threads": "many"}), "wrong type"),
         (envoy(parms={}), "unknown setting 'parms'; allowed: "),
+        (envoy(review={"accept": "all"}), "review.accept: 'all'; allowed: any, approved, ask"),
+        (envoy(review={"acept": "any"}), "unknown setting 'acept'; allowed: accept, folder"),
         (envoy(params={"gpu": 1}), "unknown setting 'gpu'; allowed: cpu_threads, cuda_devices"),
         (envoy(director="localhost"), "'director' must hold: host, port"),
         (envoy(private_key="none.key"), "TLS needs all of"),

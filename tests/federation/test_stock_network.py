@@ -38,12 +38,13 @@ from stock import fault
 from toy.experiment import TASKS, Numbers, VectorModel
 from toy_shard import ToyShard
 
+from federation import archives as experiment_archives
 from federation import certificates
 from federation.access import guards
 from federation.certificates import Role
 from federation.director import Director, DirectorServer
 from federation.envoy import Envoy
-from federation.errors import SubmissionRefused
+from federation.errors import ArchiveRefused, SubmissionRefused
 from federation.experiment import Federation
 from federation.experiment import _Client as OurClient
 from federation.models import save
@@ -360,10 +361,31 @@ def test_an_envoy_that_asks_again_gets_its_experiment_again(subject: Any, archiv
     async def ask_twice() -> list[str]:
         director = make(tmp_path)
         await submitted(director, archives[side][0], tmp_path)
-        director.col_exp_queues["site1"].put_nowait("toy")
+        director.col_exp_queues["site1"].put_nowait("toy")  # the engine's way; ours tells of the one that runs
+        director._running = director.experiments_registry["toy"]
         return [await asyncio.wait_for(director.wait_experiment("site1"), 1) for _ in range(2)]
 
     assert asyncio.run(ask_twice()) == ["toy", "toy"]
+
+
+@fault("component/director/director.py:239", raises=TimeoutError, **DIRECTORS)
+def test_a_question_of_a_lost_connection_takes_nothing_away(subject: Any, archives: Any, tmp_path: Path) -> None:
+    make, side = subject
+
+    async def ask_again() -> str:
+        director = make(tmp_path)
+        lost = asyncio.create_task(director.wait_experiment("site1"))  # nobody hears the answer
+        question = asyncio.create_task(director.wait_experiment("site1"))
+        await asyncio.sleep(0)
+        await submitted(director, archives[side][0], tmp_path)
+        running = asyncio.create_task(director.start_experiment_execution_loop())
+        try:
+            return await asyncio.wait_for(question, 1)
+        finally:
+            for task in (lost, running):
+                task.cancel()
+
+    assert asyncio.run(ask_again()) == "toy"
 
 
 @fault("component/director/experiment.py:218", **DIRECTORS)
@@ -429,14 +451,43 @@ def shard_client(running: Running, authority: Path, certificate: str, shard: str
 @fault("transport/grpc/director_server.py:419", stock=stock_server, ours=our_server)
 def test_with_tls_too_a_site_can_report_that_it_failed(subject: Any, serve: Any, authority: Path) -> None:
     running = serve(subject, **secure(authority, "director"))
-    archive = authority / "nothing.zip"
-    archive.write_bytes(b"")
+    archive = authority / "plan.zip"
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr("plan/plan.yaml", "")
     running.do(submitted(running.director, archive, authority))
     experiment = running.director.experiments_registry["toy"]
     if subject is stock_server:  # which can only fail when it has an aggregator to stop
         experiment.aggregator = build(EngineAggregator, authority)
     shard_client(running, authority, "site1", "site1").set_experiment_failed("toy", error_description="broken")
     assert experiment.status == "failed"
+
+
+def stock_unpacked(archive: Path, folder: Path) -> set[str]:
+    with suppress(FileExistsError), chdir(folder), ExperimentWorkspace("toy", archive):
+        return {path.name for path in (folder / "toy").rglob("*") if path.is_file()}
+    return set()
+
+
+def our_unpacked(archive: Path, folder: Path) -> set[str]:
+    with suppress(ArchiveRefused):
+        experiment_archives.write(experiment_archives.read(archive), folder)
+    return {path.name for path in folder.rglob("*") if path.is_file()} - {archive.name}
+
+
+@fault("utilities/workspace.py:99", stock=stock_unpacked, ours=our_unpacked)
+def test_an_archive_of_other_things_than_code_is_not_unpacked(subject: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "experiment.zip", "w") as written:
+        written.writestr("plan/plan.yaml", "")
+        written.writestr("library.so", b"code that nobody can read")
+    assert "library.so" not in subject(tmp_path / "experiment.zip", tmp_path)
+
+
+@fault("interface/interactive_api/experiment.py:731", **DIRECTORS)
+def test_a_task_travels_by_its_name(subject: Any, archives: Any) -> None:
+    with zipfile.ZipFile(archives[subject[1]][0]) as archive:
+        tasks = archive.read(next(name for name in archive.namelist() if name.endswith("tasks_obj.pkl")))
+    assert b"wrapper_decorator" not in tasks
+    assert b"site-packages" not in tasks
 
 
 @fault("transport/grpc/director_server.py:190", stock=stock_server, ours=our_server)

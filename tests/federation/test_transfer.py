@@ -63,6 +63,7 @@ class Director:
             lambda federation: self.aggregator if federation == "federation" else None,
             lambda experiment, kind, context: trained.get(kind),
             lambda context: None,
+            lambda site: None,
         ).add_to(self.server)
         self.port = self.server.add_insecure_port(f"localhost:{self.port}")
         self.server.start()

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.models import BLOCK, ModelFile, Packed, save
@@ -24,6 +24,7 @@ def whole(update: Update, name: str, model: ModelFile) -> np.ndarray:
     return update.read(name, slice(0, model[name].size)).reshape(model[name].shape)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=5), st.integers(0, 2**31))
 def test_the_average_is_numpys(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int) -> None:
     folder = tmp_path_factory.mktemp("updates")

