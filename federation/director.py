@@ -11,6 +11,11 @@ Started by `director/start_director.sh`. Mends, with the engine's file and line:
 - component/director/director.py:60: everything is kept in memory and lost with the process. Here every experiment is on
   disk (`federation.state`), and goes on from its last finished round.
 - director.py:405 `get_envoys`: KeyError for an envoy that has not asked for work yet.
+- director.py:230 `wait_experiment`: names wait in a queue per envoy, so that a call whose connection has broken can
+  take the name that the next call waits for; and nobody tells an envoy that its experiment is over. Here the answer
+  comes from how the experiments stand, and an envoy at work asks too.
+- transport/grpc/director_server.py:292 `GetExperimentData`: whoever knows an experiment's name gets its code, and can
+  report it failed. Here only its own sites.
 - transport/grpc/aggregator_server.py:74: see `federation.router`.
 """
 
@@ -37,14 +42,17 @@ from openfl.component.director.experiment import Experiment as EngineExperiment
 from openfl.component.director.experiment import Status
 from openfl.federated import Plan
 from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grpc
+from openfl.protocols.utils import get_headers
 from openfl.transport import DirectorGRPCServer as EngineServer
 from openfl.transport.grpc.grpc_channel_options import channel_options
 
 from federation.access import Access, guards
 from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import configure_logging
+from federation.presence import Presence
 from federation.router import AggregatorRouter
 from federation.settings import DirectorSettings, load_director
+from federation.site_client import INSTEAD_OF, PROCESS
 from federation.state import ExperimentState
 
 logger = logging.getLogger(__name__)
@@ -73,7 +81,7 @@ class MetricLog:
 class Experiment(EngineExperiment):  # type: ignore[misc]
     """One submitted experiment from its archive to its best model."""
 
-    def __init__(self, state: ExperimentState) -> None:
+    def __init__(self, state: ExperimentState, on_change: Callable[[], None] = lambda: None) -> None:
         about, progress = state.about(), state.progress()
         super().__init__(
             name=about["name"],
@@ -88,6 +96,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self.failure = progress.failure
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._on_change = on_change
         self.metrics = MetricLog(state, self.notify)
         self.gone: set[str] = set()
 
@@ -103,6 +112,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self._on_change()
 
     async def news(self) -> None:
         """Return when something has changed: a metric, a round, the end."""
@@ -141,6 +151,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         """Go on without a site where the experiment's policy allows it; otherwise fail."""
         if self.aggregator:
             self.aggregator.leave_out(site, reason)
+            self.notify()
         else:
             self.fail(reason)
 
@@ -169,13 +180,15 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self.notify()
 
     def wants(self, site: str) -> bool:
-        """Whether there is work for this site; one that was gone is counted on again, one that failed is not."""
-        if self.over:
-            return False
-        if self.aggregator and site in self.gone:
+        """Whether there is work for this site now."""
+        sites = self.aggregator.authorized_cols if self.aggregator else self.collaborators
+        return bool(self.status == Status.IN_PROGRESS and site in sites)
+
+    def welcome(self, site: str) -> None:
+        """Count again on a site that was gone; one that failed stays out."""
+        if self.status == Status.IN_PROGRESS and self.aggregator and site in self.gone:
             self.gone.remove(site)
             self.aggregator.readmit(site)
-        return self.aggregator is None or site in self.aggregator.authorized_cols
 
     def _leave_out_the_gone(self, last_heard: Callable[[str], float]) -> None:
         for site in tuple(self.aggregator.authorized_cols) if self.aggregator else ():
@@ -250,11 +263,12 @@ class Director(EngineDirector):  # type: ignore[misc]
         super().__init__(**settings)
         self.experiments_registry = ExperimentsRegistry()
         self.col_exp: dict[str, str | None] = defaultdict(lambda: None)
+        self.presence = Presence(2 * self.envoy_health_check_period)
         self._state_root = state_root
-        self._started = time.monotonic()
-        self._heard: dict[str, float] = {}
+        self._changed = asyncio.Event()
+        self._leaving = False
         for state in ExperimentState.all(state_root):
-            experiment = Experiment(state)
+            experiment = Experiment(state, self._wake)
             if experiment.over:
                 self.experiments_registry[experiment.name] = experiment
                 continue
@@ -279,15 +293,12 @@ class Director(EngineDirector):  # type: ignore[misc]
             "valid_duration": 2 * self.envoy_health_check_period,
             "last_updated": time.time(),
         }
-        self._heard[name] = time.monotonic()
         logger.info("envoy %s: registered", name)
         return True
 
-    def update_envoy_status(self, *, envoy_name: str, **status: Any) -> int:
-        """Note that an envoy is there; returns the seconds after which it should say so again."""
-        period: int = super().update_envoy_status(envoy_name=envoy_name, **status)
-        self._heard[envoy_name] = time.monotonic()
-        return period
+    def knows(self, site: str) -> bool:
+        """Whether an envoy has registered under this name since the director was started."""
+        return site in self._shard_registry
 
     async def set_new_experiment(
         self,
@@ -319,7 +330,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             state = ExperimentState.create(self._state_root, experiment_archive_path, tensor_dict, about)
         except OSError as error:
             raise SubmissionRefused(f"the director cannot keep the experiment: {error}") from error
-        self.experiments_registry.add(Experiment(state))
+        self.experiments_registry.add(Experiment(state, self._wake))
         return True
 
     def get_trained_model(self, experiment_name: str, caller: str, model_type: str) -> dict[str, Any] | None:
@@ -335,18 +346,36 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Run the queued experiments one after the other, for ever."""
         while True:
             experiment = await self.experiments_registry.waiting.get()
-            for collaborator in experiment.collaborators:
-                self.col_exp_queues[collaborator].put_nowait(experiment.name)
-            await experiment.start(lambda site: self._heard.get(site, self._started))
+            await experiment.start(self.presence.last_heard)
 
-    async def wait_experiment(self, envoy_name: str) -> str:
-        """The name of the experiment that this envoy should work on: the one it left, or the next one."""
-        while True:
-            experiment = self.experiments_registry.get(self.col_exp[envoy_name] or "")
-            if experiment and experiment.wants(envoy_name):
-                return str(experiment.name)
-            self.col_exp[envoy_name] = None
-            self.col_exp[envoy_name] = await self.col_exp_queues[envoy_name].get()
+    async def wait_experiment(self, envoy_name: str, instead_of: str = "") -> str:
+        """The name of the experiment that this envoy should work on, "" for none, once it is not `instead_of`.
+
+        An idle envoy waits for its next experiment so, and one at work for the end of the one that it works on.
+
+        Raises:
+            FederationError: the director is leaving and can no longer tell.
+        """
+        for experiment in self.experiments_registry.values():
+            experiment.welcome(envoy_name)
+        while not self._leaving:
+            wanted = (name for name, each in self.experiments_registry.items() if each.wants(envoy_name))
+            if (work := next(wanted, "")) != instead_of:
+                self.col_exp[envoy_name] = work or None
+                return work
+            await self._changed.wait()
+        raise FederationError("the director is being stopped")
+
+    def leave(self) -> None:
+        """Tell everyone who waits that the director is leaving."""
+        self._leaving = True
+        for experiment in self.experiments_registry.values():
+            experiment.leave()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def stream_metrics(self, experiment_name: str, caller: str) -> AsyncIterator[dict[str, Any]]:
         """Every metric from the first on, then new ones as they come.
@@ -442,17 +471,78 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         except FederationError as error:
             await context.abort(grpc.StatusCode.ABORTED, str(error))
 
+    async def UpdateShardInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Register an envoy, unless another one that is alive has its name."""
+        site, process = request.shard_info.node_info.name, _process(context)
+        if not await self.director.presence.claim(site, process):
+            logger.error("envoy %s: refused, another envoy of this name is there; peer %s", site, context.peer())
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, _taken(site))
+        reply = await super().UpdateShardInfo(request, context)
+        if not reply.accepted:
+            self.director.presence.leave(site, process)
+        return reply
+
+    async def UpdateEnvoyStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """An envoy says that it is there."""
+        await self._hear(request.name, context)
+        return await super().UpdateEnvoyStatus(request, context)
+
+    async def WaitExperiment(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """What an envoy should work on, as soon as that is something else than what it works on now."""
+        site = request.collaborator_name
+        await self._hear(site, context)
+        instead_of = get_headers(context).get(INSTEAD_OF, b"").decode()
+        try:
+            with self.director.presence.call(site, _process(context)):
+                work = await self.director.wait_experiment(site, instead_of)
+        except FederationError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        return director_pb2.WaitExperimentResponse(experiment_name=work)
+
+    async def GetExperimentData(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """The archive of an experiment, to its own sites."""
+        await self._check_site(request, context)
+        async for part in super().GetExperimentData(request, context):
+            yield part
+
     async def SetExperimentFailed(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """A site reports that it cannot go on."""
-        if self.tls and self.get_caller(context) != request.collaborator_name:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "a site may only report its own failure")
-        logger.error("experiment %s: site %s failed", request.experiment_name, request.collaborator_name)
-        self.director.set_experiment_failed(
-            experiment_name=request.experiment_name,
-            collaborator_name=request.collaborator_name,
-            reason=request.error_description,
-        )
+        """One of an experiment's sites reports that it cannot go on, or (error code 0) that it tries once more."""
+        await self._check_site(request, context)
+        experiment, site, reason = request.experiment_name, request.collaborator_name, request.error_description
+        if request.error_code == 0:
+            logger.warning("experiment %s: site %s tries again: %s", experiment, site, reason)
+        else:
+            logger.error("experiment %s: site %s failed", experiment, site)
+            self.director.set_experiment_failed(experiment_name=experiment, collaborator_name=site, reason=reason)
         return director_pb2.SetExperimentFailedResponse()
+
+    async def _hear(self, site: str, context: Any) -> None:
+        """Note that this site's envoy has called; one that has not registered, or not under its own name, is told."""
+        if not self.director.knows(site):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no envoy {site} has registered with this director")
+        if not self.director.presence.hear(site, _process(context)):
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, _taken(site))
+
+    async def _check_site(self, request: Any, context: Any) -> None:
+        """Go on only for a site of the experiment; with TLS its name has been checked (`federation.access`)."""
+        experiment = self.director.experiments_registry.get(request.experiment_name)
+        if experiment is None:
+            reason = f"this director knows no experiment {request.experiment_name}"
+            await context.abort(grpc.StatusCode.NOT_FOUND, reason)
+        if request.collaborator_name not in experiment.collaborators:
+            reason = f"{request.collaborator_name} is not a site of experiment {request.experiment_name}"
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
+
+
+def _process(context: Any) -> str:
+    return str(get_headers(context).get(PROCESS, ""))
+
+
+def _taken(site: str) -> str:
+    return (
+        f"another envoy named {site} is connected to this director; stop that one, or give this one another name in "
+        f"its envoy.yaml"
+    )
 
 
 async def serve(settings: DirectorSettings) -> None:
@@ -476,8 +566,7 @@ async def serve(settings: DirectorSettings) -> None:
             await server._run_server()
         finally:
             experiments.cancel()
-            for experiment in server.director.experiments_registry.values():
-                experiment.leave()
+            server.director.leave()
             await server.server.stop(grace=1)  # time enough to tell the readers
 
 

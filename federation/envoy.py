@@ -4,7 +4,10 @@ Started by `envoy/start_envoy.sh`. Mends, with the engine's file and line:
 
 - component/envoy/envoy.py:134 and :200: an envoy whose director was away waits 5 s between tries and its health thread
   dies, so a restarted director never hears of it again. Here it registers again by itself.
-- component/envoy/envoy.py:214: see `federation.trainer`.
+- component/envoy/envoy.py:214: see `federation.trainer`. One that dies (memory, a crash in a library) is started again
+  as often as the experiment's policy says.
+- component/collaborator/collaborator.py:149 `run`: a collaborator in the middle of a task learns only after it that the
+  experiment is over. Here the envoy waits for that news (`Watch`) and ends the trainer.
 - component/envoy/envoy.py:272: an envoy that cannot reach its director leaves with a traceback. Here it waits for it,
   and says so.
 - interface/envoy.py:128: packages that an experiment names are installed by default. Here never.
@@ -20,23 +23,30 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import grpc
+import yaml
 from openfl.component.envoy.envoy import Envoy as EngineEnvoy
 from openfl.transport.grpc.exceptions import ShardNotFoundError
 
 from federation import devices
 from federation.errors import REFUSALS, FederationError
 from federation.logs import configure_logging
+from federation.policy import retries_of
 from federation.settings import EnvoySettings, load_envoy
+from federation.site_client import SiteClient
 from federation.trainer import FAILURE_FILE, TrainerTask, build_descriptor
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+GRACE_SECONDS = 2.0
+"""How long a trainer has to leave by itself once its experiment is over."""
+WAITING = "waiting for the director's answer: if it knows another envoy named %s, it finds out whether that one is gone"
 
 
 class Envoy(EngineEnvoy):  # type: ignore[misc]
@@ -57,6 +67,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             cuda_device_monitor=monitor,
             **settings.certificates.as_strings(),
         )
+        self.director_client = SiteClient(settings)
         if not self.cuda_devices:
             logger.info("no CUDA device: training on the CPU with %d thread(s)", settings.cpu_threads)
 
@@ -74,7 +85,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         """Wait for the next experiment, work on it, report if that failed; for ever.
 
         Raises:
-            FederationError: the director refuses this site's certificate.
+            FederationError: the director refuses this site: its certificate, or its name is another envoy's by now.
         """
         told = False
         while True:
@@ -82,8 +93,11 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 name = self.director_client.wait_experiment()
                 archive = b"".join(part.npbytes for part in self.director_client.get_experiment_data(name))
             except grpc.RpcError as error:
-                if error.code().name in REFUSALS:
+                if error.code().name in (*REFUSALS, "ALREADY_EXISTS"):
                     raise FederationError(f"the director refused this site: {error.details()}") from error
+                if error.code() is grpc.StatusCode.NOT_FOUND:  # a director that was restarted
+                    self._register()
+                    continue
                 if not told:
                     logger.warning("no word from the director (%s); trying until it is back", error.details())
                 told = True
@@ -92,16 +106,25 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             told = False
             self.is_experiment_running = True
             logger.info("experiment %s: starts", name)
-            failure = self._work_on(archive)
+            watch = Watch(self.director_client, name, self.stop)
+            watch.start()
+            try:
+                failure = self._work_on(name, archive, watch)
+            except (OSError, zipfile.BadZipFile) as error:
+                failure = f"site {self.name} cannot unpack the experiment: {error}"
+            watch.trainer_ended.set()
             self.is_experiment_running = False
-            if failure:
+            if failure and not watch.over:
                 logger.error("experiment %s: failed\n%s", name, failure)
                 try:
                     self.director_client.set_experiment_failed(name, error_description=failure)
                 except grpc.RpcError as error:
                     logger.warning("the director was not told (%s)", error.details())
+            elif failure:
+                logger.info("experiment %s: is over; its trainer was ended", name)
             else:
                 logger.info("experiment %s: done", name)
+            watch.join(GRACE_SECONDS)
 
     def send_health_check(self) -> None:
         """Tell the director every few seconds that this site is here; register again where it has forgotten."""
@@ -114,7 +137,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                     cuda_devices_info=self._get_cuda_device_info(),
                 )
             except ShardNotFoundError:
-                self._register()
+                with suppress(FederationError):  # `run` gets the same refusal, and ends this process
+                    self._register()
             time.sleep(period or RETRY_SECONDS)
 
     def stop(self) -> None:
@@ -126,6 +150,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
     def _register(self) -> None:
         waiting = False
         while True:
+            told = threading.Timer(GRACE_SECONDS, logger.warning, (WAITING, self.name))
+            told.start()
             try:
                 accepted = self.director_client.report_shard_info(self.shard_descriptor, self.cuda_devices)
             except grpc.RpcError as error:
@@ -136,6 +162,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 waiting = True
                 time.sleep(RETRY_SECONDS)
                 continue
+            finally:
+                told.cancel()
             if not accepted:
                 shapes = self.shard_descriptor.sample_shape, self.shard_descriptor.target_shape
                 raise FederationError(
@@ -149,8 +177,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
     def _director(self) -> tuple[str, int]:
         return self.settings.director_host, self.settings.director_port
 
-    def _work_on(self, archive: bytes) -> str | None:
-        """Run one experiment in a trainer process; why it failed, or None."""
+    def _work_on(self, name: str, archive: bytes, watch: "Watch") -> str:
+        """Run one experiment in a trainer process; why it failed, or ""."""
         with tempfile.TemporaryDirectory(prefix=f"{self.name}-") as folder:
             package = Path(folder, "experiment.zip")
             package.write_bytes(archive)
@@ -166,16 +194,18 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 cuda_devices=list(self.cuda_devices),
                 certificates=self.settings.certificates.as_strings(),
             )
-            try:
-                status = self._train(task)
-            finally:
-                self.stop()
+            for retries_left in reversed(range(1 + _retries(Path(folder)))):
+                try:
+                    status = self._train(task)
+                finally:
+                    self.stop()
+                if status >= 0 or watch.over or not retries_left:
+                    break
+                logger.warning("experiment %s: %s; it is started once more", name, cause_of(status))
+                with suppress(grpc.RpcError):
+                    self.director_client.attempt_failed(name, cause_of(status))
             failure = Path(folder, FAILURE_FILE)
-            if failure.is_file():
-                return failure.read_text(encoding="utf-8")
-            if status < 0:
-                return f"the trainer process was ended by signal {-status} ({signal.Signals(-status).name})"
-            return f"the trainer process ended with status {status}; see this envoy's log" if status else None
+            return failure.read_text(encoding="utf-8") if failure.is_file() else cause_of(status)
 
     def _train(self, task: TrainerTask) -> int:
         """Run a trainer process to its end; its exit status, negative for a signal."""
@@ -190,6 +220,53 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             self._trainer.stdin.write(task.to_json() + "\n")
             self._trainer.stdin.flush()
         return self._trainer.wait()
+
+
+class Watch(threading.Thread):
+    """Waits until the director no longer wants this site's work on an experiment, then ends the trainer.
+
+    The trainer itself hears of it between two tasks; one that is busy is ended after `GRACE_SECONDS`.
+    """
+
+    def __init__(self, client: SiteClient, experiment: str, end_trainer: Callable[[], None]) -> None:
+        super().__init__(name=f"watch {experiment}", daemon=True)
+        self._client, self._experiment, self._end_trainer = client, experiment, end_trainer
+        self.over = False
+        self.trainer_ended = threading.Event()
+
+    def run(self) -> None:
+        """Ask until there is an answer; a director that is away or leaving has not ended anything."""
+        while True:
+            try:
+                self._client.wait_experiment(instead_of=self._experiment)
+                break
+            except grpc.RpcError as error:
+                if error.code().name in (*REFUSALS, "ALREADY_EXISTS"):
+                    break
+            time.sleep(RETRY_SECONDS)
+        self.over = True
+        if not self.trainer_ended.wait(GRACE_SECONDS):
+            self._end_trainer()
+
+
+def cause_of(status: int) -> str:
+    """Why a trainer process left with this exit status, for the one who reads about it; "" when its work was done."""
+    if status == 0:
+        return ""
+    if status > 0:
+        return f"the trainer process ended with status {status}; see this envoy's log"
+    ended = f"the trainer process was ended by signal {-status} ({signal.Signals(-status).name})"
+    if -status == signal.SIGKILL:
+        return f"{ended}: killed for memory? The site's kernel log tells (dmesg); a smaller batch or model needs less"
+    return ended
+
+
+def _retries(folder: Path) -> int:
+    """How often the shipped plan lets a trainer be started again; of a plan that is broken the trainer tells."""
+    try:
+        return retries_of(yaml.safe_load(Path(folder, "plan", "plan.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError):
+        return 0
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -94,6 +95,8 @@ def main() -> None:
     """Read the task, leave with the envoy, write `failure.txt` on an error."""
     task = TrainerTask(**json.loads(sys.stdin.readline()))
     configure_logging(f"{task.site}/trainer")
+    with suppress(OSError):  # Linux only: when memory runs out, this process is ended rather than the envoy
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         run(task)

@@ -1,8 +1,11 @@
 """The toy's experiment: training adds the site's number to every element of the vector."""
 
+import ctypes
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from openfl.interface.interactive_api.experiment import DataInterface, ModelInterface, TaskInterface
@@ -58,6 +61,14 @@ class Numbers(DataInterface):
             raise ArithmeticError("the toy was told to fail")
         if self.faults.get("die_on") == self._descriptor.value:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.faults.get("crash_on") == self._descriptor.value:
+            ctypes.string_at(0)
+        if self.faults.get("die_once_on") == self._descriptor.value:
+            died = Path(tempfile.gettempdir(), f"died-{os.getppid()}")
+            if not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            died.unlink()
         if self.faults.get("sleep_on") == self._descriptor.value:
             time.sleep(self.faults["seconds"])
 
