@@ -263,7 +263,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         super().__init__(**settings)
         self.experiments_registry = ExperimentsRegistry()
         self.col_exp: dict[str, str | None] = defaultdict(lambda: None)
-        self.presence = Presence(2 * self.envoy_health_check_period)
+        self.presence = Presence(2 * self.envoy_health_check_period, self._wake)
         self._state_root = state_root
         self._changed = asyncio.Event()
         self._leaving = False
@@ -348,10 +348,11 @@ class Director(EngineDirector):  # type: ignore[misc]
             experiment = await self.experiments_registry.waiting.get()
             await experiment.start(self.presence.last_heard)
 
-    async def wait_experiment(self, envoy_name: str, instead_of: str = "") -> str:
+    async def wait_experiment(self, envoy_name: str, process: str = "", instead_of: str = "") -> str:
         """The name of the experiment that this envoy should work on, "" for none, once it is not `instead_of`.
 
-        An idle envoy waits for its next experiment so, and one at work for the end of the one that it works on.
+        An idle envoy waits for its next experiment so, and one at work for the end of the one that it works on. For a
+        process that no longer holds the envoy's name there is no work.
 
         Raises:
             FederationError: the director is leaving and can no longer tell.
@@ -360,6 +361,8 @@ class Director(EngineDirector):  # type: ignore[misc]
             experiment.welcome(envoy_name)
         while not self._leaving:
             wanted = (name for name, each in self.experiments_registry.items() if each.wants(envoy_name))
+            if not self.presence.holds(envoy_name, process):
+                return ""
             if (work := next(wanted, "")) != instead_of:
                 self.col_exp[envoy_name] = work or None
                 return work
@@ -494,9 +497,10 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         instead_of = get_headers(context).get(INSTEAD_OF, b"").decode()
         try:
             with self.director.presence.call(site, _process(context)):
-                work = await self.director.wait_experiment(site, instead_of)
+                work = await self.director.wait_experiment(site, _process(context), instead_of)
         except FederationError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        await self._hear(site, context)  # the name may be another's by now
         return director_pb2.WaitExperimentResponse(experiment_name=work)
 
     async def GetExperimentData(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802

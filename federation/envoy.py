@@ -44,7 +44,7 @@ from federation.trainer import FAILURE_FILE, TrainerTask, build_descriptor
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 3.0
 """How long a trainer has to leave by itself once its experiment is over."""
 WAITING = "waiting for the director's answer: if it knows another envoy named %s, it finds out whether that one is gone"
 
@@ -150,7 +150,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
     def _register(self) -> None:
         waiting = False
         while True:
-            told = threading.Timer(GRACE_SECONDS, logger.warning, (WAITING, self.name))
+            told = threading.Timer(RETRY_SECONDS, logger.warning, (WAITING, self.name))
             told.start()
             try:
                 accepted = self.director_client.report_shard_info(self.shard_descriptor, self.cuda_devices)

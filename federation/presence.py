@@ -8,7 +8,7 @@ calls (`federation.site_client`), and a name belongs to one process for as long 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 
@@ -16,10 +16,12 @@ class Presence:
     """Who holds each site's name, and when the holder was heard of last; for one event loop.
 
     `silence`: a holder of which nothing was heard for so many seconds has lost the name to the next who asks.
+    `on_leave` is called when a name is no longer its holder's.
     """
 
-    def __init__(self, silence: float) -> None:
+    def __init__(self, silence: float, on_leave: Callable[[], None] = lambda: None) -> None:
         self.silence = silence
+        self._on_leave = on_leave
         self._started = time.monotonic()
         self._holders: dict[str, str] = {}
         self._heard: dict[str, float] = {}
@@ -29,6 +31,10 @@ class Presence:
     def last_heard(self, site: str) -> float:
         """When the site was heard of last, on the monotonic clock; the start of this object if never."""
         return self._heard.get(site, self._started)
+
+    def holds(self, site: str, process: str) -> bool:
+        """Whether this process works under the site's name."""
+        return self._holders.get(site) == process
 
     def hear(self, site: str, process: str) -> bool:
         """Note that a process works under a site's name; False, and nothing noted, where another one holds it."""
@@ -58,9 +64,10 @@ class Presence:
 
     def leave(self, site: str, process: str) -> None:
         """Give a name back, if this process holds it."""
-        if self._holders.get(site) == process:
+        if self.holds(site, process):
             del self._holders[site]
             self._change()
+            self._on_leave()
 
     @contextmanager
     def call(self, site: str, process: str) -> Iterator[None]:
