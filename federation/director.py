@@ -180,9 +180,9 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self.notify()
 
     def wants(self, site: str) -> bool:
-        """Whether there is work for this site now."""
+        """Whether there is work for this site now, or will be once it is heard of again."""
         sites = self.aggregator.authorized_cols if self.aggregator else self.collaborators
-        return bool(self.status == Status.IN_PROGRESS and site in sites)
+        return bool(self.status == Status.IN_PROGRESS and (site in sites or site in self.gone))
 
     def welcome(self, site: str) -> None:
         """Count again on a site that was gone; one that failed stays out."""
@@ -300,6 +300,14 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Whether an envoy has registered under this name since the director was started."""
         return site in self._shard_registry
 
+    def hear(self, site: str, process: str) -> bool:
+        """Note that an envoy has called, and count on it again; False where another process has its name."""
+        if not self.presence.hear(site, process):
+            return False
+        for experiment in self.experiments_registry.values():
+            experiment.welcome(site)
+        return True
+
     async def set_new_experiment(
         self,
         *,
@@ -357,8 +365,6 @@ class Director(EngineDirector):  # type: ignore[misc]
         Raises:
             FederationError: the director is leaving and can no longer tell.
         """
-        for experiment in self.experiments_registry.values():
-            experiment.welcome(envoy_name)
         while not self._leaving:
             wanted = (name for name, each in self.experiments_registry.items() if each.wants(envoy_name))
             if not self.presence.holds(envoy_name, process):
@@ -524,7 +530,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         """Note that this site's envoy has called; one that has not registered, or not under its own name, is told."""
         if not self.director.knows(site):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no envoy {site} has registered with this director")
-        if not self.director.presence.hear(site, _process(context)):
+        if not self.director.hear(site, _process(context)):
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, _taken(site))
 
     async def _check_site(self, request: Any, context: Any) -> None:

@@ -6,7 +6,7 @@ Started by `envoy/start_envoy.sh`. Mends, with the engine's file and line:
   dies, so a restarted director never hears of it again. Here it registers again by itself.
 - component/envoy/envoy.py:214: see `federation.trainer`. One that dies (memory, a crash in a library) is started again
   as often as the experiment's policy says.
-- component/collaborator/collaborator.py:149 `run`: a collaborator in the middle of a task learns only after it that the
+- component/collaborator/collaborator.py:159 `run`: a collaborator in the middle of a task learns only after it that the
   experiment is over. Here the envoy waits for that news (`Watch`) and ends the trainer.
 - component/envoy/envoy.py:272: an envoy that cannot reach its director leaves with a traceback. Here it waits for it,
   and says so.
@@ -16,6 +16,7 @@ Started by `envoy/start_envoy.sh`. Mends, with the engine's file and line:
 import argparse
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from openfl.transport.grpc.exceptions import ShardNotFoundError
 
 from federation import devices
 from federation.errors import REFUSALS, FederationError
+from federation.local_state import state_folder
 from federation.logs import configure_logging
 from federation.policy import retries_of
 from federation.settings import EnvoySettings, load_envoy
@@ -111,7 +113,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             try:
                 failure = self._work_on(name, archive, watch)
             except (OSError, zipfile.BadZipFile) as error:
-                failure = f"site {self.name} cannot unpack the experiment: {error}"
+                failure = f"site {self.name} cannot start the experiment: {error}"
             watch.trainer_ended.set()
             self.is_experiment_running = False
             if failure and not watch.over:
@@ -125,6 +127,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             else:
                 logger.info("experiment %s: done", name)
             watch.join(GRACE_SECONDS)
+            if watch.over and not watch.refused and self.settings.state:
+                shutil.rmtree(state_folder(self.settings.state, self.name, archive), ignore_errors=True)
 
     def send_health_check(self) -> None:
         """Tell the director every few seconds that this site is here; register again where it has forgotten."""
@@ -184,6 +188,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             package.write_bytes(archive)
             with zipfile.ZipFile(package) as shipped:
                 shipped.extractall(folder)
+            state = self.settings.state and state_folder(self.settings.state, self.name, archive)
             task = TrainerTask(
                 folder=folder,
                 site=self.name,
@@ -193,6 +198,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 descriptor_params=dict(self.settings.descriptor_params),
                 cuda_devices=list(self.cuda_devices),
                 certificates=self.settings.certificates.as_strings(),
+                state=str(state) if state else None,
             )
             for retries_left in reversed(range(1 + _retries(Path(folder)))):
                 try:
@@ -231,7 +237,7 @@ class Watch(threading.Thread):
     def __init__(self, client: SiteClient, experiment: str, end_trainer: Callable[[], None]) -> None:
         super().__init__(name=f"watch {experiment}", daemon=True)
         self._client, self._experiment, self._end_trainer = client, experiment, end_trainer
-        self.over = False
+        self.over = self.refused = False
         self.trainer_ended = threading.Event()
 
     def run(self) -> None:
@@ -241,7 +247,8 @@ class Watch(threading.Thread):
                 self._client.wait_experiment(instead_of=self._experiment)
                 break
             except grpc.RpcError as error:
-                if error.code().name in (*REFUSALS, "ALREADY_EXISTS"):
+                self.refused = error.code().name in (*REFUSALS, "ALREADY_EXISTS")
+                if self.refused:
                     break
             time.sleep(RETRY_SECONDS)
         self.over = True

@@ -89,6 +89,8 @@ class EnvoySettings:
     cuda_devices: tuple[int, ...] = ()
     device_monitor: str | None = None
     cpu_threads: int = 1
+    state: Path | None = None
+    """Folder for what training needs after a restart (`federation.local_state`); None: nothing is kept."""
     certificates: Certificates = field(default_factory=Certificates)
 
     def __post_init__(self) -> None:
@@ -134,7 +136,7 @@ def load_envoy(path: Path, **overrides: Any) -> EnvoySettings:
     sections = {"name", "director", "params", "optional_plugin_components", "shard_descriptor"}
     document = _read(path, sections | {"root_certificate", "private_key", "certificate"})
     director = _section(path, document, "director", {"host", "port"})
-    params = _section(path, document, "params", {"cuda_devices", "cpu_threads", "envoys_on_this_machine"})
+    params = _section(path, document, "params", {"cuda_devices", "cpu_threads", "envoys_on_this_machine", "state"})
     descriptor = _section(path, document, "shard_descriptor", {"template", "params"})
     monitor = (document.get("optional_plugin_components") or {}).get("cuda_device_monitor") or {}
     threads = params.get("cpu_threads", "auto")
@@ -149,6 +151,7 @@ def load_envoy(path: Path, **overrides: Any) -> EnvoySettings:
         "cuda_devices": tuple(params.get("cuda_devices") or ()),
         "device_monitor": monitor.get("template"),
         "cpu_threads": threads,
+        "state": _beside(path, params.get("state", "state")),
     }
     values |= {name: value for name, value in overrides.items() if value is not None}
     built: EnvoySettings = _build(path, EnvoySettings, values | {"certificates": _certificates(path, document)})

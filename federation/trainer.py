@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.errors import FederationError
+from federation.local_state import LocalState
 from federation.logs import configure_logging
 
 FAILURE_FILE = "failure.txt"
@@ -31,7 +32,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainerTask:
-    """What a trainer must know that is not in the shipped plan; `folder` is the unpacked experiment."""
+    """What a trainer must know that is not in the shipped plan.
+
+    `folder` is the unpacked experiment; `state` the folder for `federation.local_state`, or None to keep none.
+    """
 
     folder: str
     site: str
@@ -41,6 +45,7 @@ class TrainerTask:
     descriptor_params: dict[str, Any]
     cuda_devices: list[int]
     certificates: dict[str, str | None]
+    state: str | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -88,6 +93,7 @@ def run(task: TrainerTask) -> None:
     )
     collaborator = plan.get_collaborator(task.site, client=client, shard_descriptor=descriptor)
     collaborator.set_available_devices(cuda=tuple(task.cuda_devices))
+    collaborator.local_state = LocalState(Path(task.state)) if task.state else None
     collaborator.run()
 
 

@@ -76,7 +76,7 @@ def write_site(folder: Path, name: str, port: int, template: str, params: Mappin
     settings = {
         "name": name,
         "director": {"host": "localhost", "port": port},
-        "params": {"cpu_threads": 1},
+        "params": {"cpu_threads": 1, "state": "sites"},
         "shard_descriptor": {"template": template, "params": dict(params)},
     }
     path = folder / f"{name}.yaml"

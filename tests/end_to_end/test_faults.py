@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import numpy as np
@@ -13,6 +13,9 @@ from test_federation import submit
 
 from federation.experiment import Federation
 from federation.site_client import INSTEAD_OF, PROCESS
+
+CARRIED = 1.5 * (1 + 1.5 + 1.75)
+"""Three rounds with momentum 0.5; an optimizer that begins anew in the second gives less."""
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +51,16 @@ class FakeEnvoy:
         return self.stub.WaitExperiment(request, metadata=metadata, timeout=timeout).experiment_name
 
 
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def wait_until_online(toys: ToyFederation, *names: str) -> None:
-    deadline = time.monotonic() + 20
     federation = Federation("localhost", toys.port)
-    while (online := tuple(site.name for site in federation.sites() if site.online)) != names:
-        assert time.monotonic() < deadline, online
-        time.sleep(0.1)
+    wait_until(lambda: tuple(site.name for site in federation.sites() if site.online) == names)
 
 
 def code_of(call: grpc.RpcError) -> str:
@@ -140,3 +147,24 @@ def test_an_experiment_is_its_own_sites_business(toys: ToyFederation) -> None:
     assert stranger.wait(instead_of="private") == ""
     list(experiment.metrics())
     np.testing.assert_allclose(experiment.last_weights()["vector"], 1.5)
+
+
+@pytest.mark.parametrize("task", ["train", "validate_local"])
+def test_a_killed_site_goes_on_with_its_optimizer(toys: ToyFederation, task: str) -> None:
+    wait_until_online(toys, "site1", "site2")
+    (toys.logs / "tmp" / "nap-1.0").unlink(missing_ok=True)
+    fault = "nap_on" if task == "train" else "nap_validating_on"
+    experiment = submit(toys, f"killed in {task}", momentum=0.5, in_round=1, **{fault: 1.0})
+    wait_until((toys.logs / "tmp" / "nap-1.0").exists)
+    (kept,) = (toys.logs / "sites" / "site1").iterdir()
+    assert {path.name for path in kept.iterdir()} == ({"0.state"} if task == "train" else {"0.state", "1.state"})
+    toys.kill("site1")
+    toys.start_site("site1", 1.0)
+    metrics = list(experiment.metrics())
+    np.testing.assert_allclose(experiment.last_weights()["vector"], CARRIED, rtol=0)
+    assert len({(m.round, m.site, m.task, m.metric) for m in metrics}) == len(metrics)
+    assert {m.round for m in metrics if (m.site, m.task) == ("site1", "validate_local")} == {1, 2, 3}
+    assert "the optimizer goes on from where 0.state left it" in toys.log("site1")
+    assert ("training again" in toys.log("site1")) == (task == "validate_local")
+    toys.wait_for("site1", f"killed in {task}: (done|is over)")
+    wait_until(lambda: not list((toys.logs / "sites").glob("*/*")))  # removed with the experiment
