@@ -128,6 +128,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         self.tensor_db.cache_tensor({key._replace(round_number=next_round): model[name] for name, key in names.items()})
         self.last_tensor_dict = model
         self.round_number = self.last_round = next_round
+        self._finished = bool(next_round >= self.rounds_to_train)  # stopped between the last round and the end
         self.best_round, self.best_model_score = best_round, best_score
 
     def release(self) -> None:

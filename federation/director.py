@@ -64,17 +64,23 @@ COLLABORATOR_THREADS = 64
 class MetricLog:
     """Every metric of an experiment, in order; takes the place of the aggregator's queue."""
 
-    def __init__(self, state: ExperimentState, notify: Callable[[], None]) -> None:
+    def __init__(
+        self, state: ExperimentState, notify: Callable[[], None], cannot_keep: Callable[[str, OSError], None]
+    ) -> None:
         self.lines = state.finished_metrics()
         self._state = state
         self._notify = notify
+        self._cannot_keep = cannot_keep
         self._lock = threading.Lock()  # sites report at the same time; memory and disk keep one order
 
     def put(self, metric: dict[str, Any]) -> None:
         """Append one metric, here and on disk, and wake the readers."""
         with self._lock:
-            self._state.add_metric(metric)
             self.lines.append(metric)
+            try:
+                self._state.add_metric(metric)
+            except OSError as error:
+                self._cannot_keep("a metric", error)
         self._notify()
 
 
@@ -97,8 +103,9 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._on_change = on_change
-        self.metrics = MetricLog(state, self.notify)
+        self.metrics = MetricLog(state, self.notify, self._cannot_keep)
         self.gone: set[str] = set()
+        self._end_is_kept = self.over
 
     @property
     def over(self) -> bool:
@@ -122,14 +129,21 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         """End the experiment with a reason that its readers are given; the first reason stands."""
         if not self.over:
             self.failure, self.status = reason, Status.FAILED
-            with suppress(OSError):  # a full disk may be the reason
-                self.state.end(Status.FAILED, reason)
+            self.keep_end()
             if self.aggregator:
                 self.aggregator.stop()
             self.notify()
 
+    def keep_end(self) -> None:
+        """Put on disk how it ended, unless it is there; a disk that is full is asked again later."""
+        if self.over and not self._end_is_kept:
+            with suppress(OSError):
+                self.state.end(self.status, self.failure)
+                self._end_is_kept = True
+
     def leave(self) -> None:
         """Tell the readers that the director is leaving; what is on disk stays as it is, to go on from."""
+        self.keep_end()
         if not self.over:
             self.failure = (
                 f"the director was stopped in the middle of {self.name}, which goes on when it is started again"
@@ -163,7 +177,11 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         if self.over:  # cancelled while it waited
             return
         logger.info("experiment %s: starts on %s", self.name, ", ".join(self.collaborators))
-        self.state.end(Status.IN_PROGRESS)
+        try:
+            self.state.end(Status.IN_PROGRESS)
+        except OSError as error:
+            self._cannot_keep("the start", error)
+            return
         self.status = Status.IN_PROGRESS
         started = time.monotonic()
         if self.aggregator is None:
@@ -174,8 +192,8 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
                 await asyncio.wait_for(self.news(), timeout=1)
             self._leave_out_the_gone(last_heard)
         if not self.over:
-            self.state.end(Status.FINISHED)
             self.status = Status.FINISHED
+            self.keep_end()
         logger.info("experiment %s: %s after %.1f s", self.name, self.status, time.monotonic() - started)
         self.notify()
 
@@ -225,9 +243,21 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
                 best_score=aggregator.best_model_score,
             )
             self.state.save(progress, last=aggregator.last_tensor_dict, best=aggregator.best_tensor_dict)
-        except Exception as error:
-            logger.exception("experiment %s: round %d cannot be kept", self.name, aggregator.round_number)
-            self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error}")
+        except OSError as error:
+            self._cannot_keep(f"round {aggregator.round_number}", error)
+
+    def _cannot_keep(self, what: str, error: OSError) -> None:
+        """End the experiment: what is not on disk would be lost with the director, and nobody would know."""
+        logger.error("experiment %s: cannot keep %s: %s", self.name, what, error)
+        self.fail(disk_problem(f"{what} of {self.name}", error))
+
+
+def disk_problem(what: str, error: OSError) -> str:
+    """A disk that does not take what it should, in words for the experimenter."""
+    return (
+        f"the director cannot keep {what} on its disk ({error}); its operator has to make room in the folder that "
+        f"director.yaml names as `state`, then submit again"
+    )
 
 
 class ExperimentsRegistry(dict[str, Experiment]):
@@ -336,9 +366,10 @@ class Director(EngineDirector):  # type: ignore[misc]
         }
         try:
             state = ExperimentState.create(self._state_root, experiment_archive_path, tensor_dict, about)
+            experiment = Experiment(state, self._wake)
         except OSError as error:
-            raise SubmissionRefused(f"the director cannot keep the experiment: {error}") from error
-        self.experiments_registry.add(Experiment(state, self._wake))
+            raise SubmissionRefused(disk_problem(experiment_name, error)) from error
+        self.experiments_registry.add(experiment)
         return True
 
     def get_trained_model(self, experiment_name: str, caller: str, model_type: str) -> dict[str, Any] | None:
@@ -354,6 +385,8 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Run the queued experiments one after the other, for ever."""
         while True:
             experiment = await self.experiments_registry.waiting.get()
+            for earlier in self.experiments_registry.values():
+                earlier.keep_end()
             await experiment.start(self.presence.last_heard)
 
     async def wait_experiment(self, envoy_name: str, process: str = "", instead_of: str = "") -> str:
@@ -604,7 +637,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.config, listen_host=options.host, listen_port=options.port, state=options.state
         )
         asyncio.run(_until_stopped(settings))
-    except FederationError as error:
+    except (FederationError, OSError) as error:
         sys.exit(f"director: {error}")
 
 

@@ -6,6 +6,7 @@ and `best-N.safetensors`. A file is replaced in one step, models before the prog
 state before a round or after it.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 Tensors = Mapping[str, np.ndarray]
@@ -53,11 +55,15 @@ class ExperimentState:
         folder = root / quote(about["name"], safe="")
         unfinished = cls(folder.with_name(f".{folder.name}"))
         shutil.rmtree(unfinished.folder, ignore_errors=True)
-        unfinished.folder.mkdir(parents=True)
-        shutil.move(archive, unfinished.archive)
-        _write(unfinished.folder / "experiment.json", json.dumps(about).encode())
-        unfinished.save(Progress(), last=tensors)
-        unfinished.folder.rename(folder)
+        try:
+            unfinished.folder.mkdir(parents=True)
+            shutil.move(archive, unfinished.archive)
+            _write(unfinished.folder / "experiment.json", json.dumps(about).encode())
+            unfinished.save(Progress(), last=tensors)
+            unfinished.folder.rename(folder)
+        except OSError:
+            shutil.rmtree(unfinished.folder, ignore_errors=True)
+            raise
         return cls(folder)
 
     @classmethod
@@ -94,16 +100,21 @@ class ExperimentState:
         return self._load(_model_names(self.progress())[1])
 
     def add_metric(self, metric: Mapping[str, Any]) -> None:
-        """Append one metric."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metric) + "\n")
+        """Append one metric: the whole line, or nothing."""
+        line = (json.dumps(metric) + "\n").encode()
+        with self._metrics.open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(line) < len(line):  # as much as the disk took
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._metrics))
 
     def finished_metrics(self) -> list[dict[str, Any]]:
         """The metrics of finished rounds; those of a round that was interrupted are dropped, to be measured again."""
         lines = self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
         parsed = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one
         finished = [metric for metric in parsed if metric["round"] < self.progress().next_round]
-        _write(self._metrics, "".join(json.dumps(metric) + "\n" for metric in finished).encode())
+        if len(finished) < len(lines):
+            _write(self._metrics, "".join(json.dumps(metric) + "\n" for metric in finished).encode())
         return finished
 
     def remove(self) -> None:
@@ -116,7 +127,10 @@ class ExperimentState:
         for name, tensors in named.items():
             if tensors and name not in kept:
                 whole = {tensor: np.ascontiguousarray(array) for tensor, array in tensors.items()}
-                save_file(whole, self.folder / f".{name}")
+                try:
+                    save_file(whole, self.folder / f".{name}")  # leaves nothing behind when it fails
+                except SafetensorError as error:
+                    raise OSError(str(error)) from error
                 (self.folder / f".{name}").replace(self.folder / name)
         _write(self.folder / "progress.json", json.dumps(asdict(progress)).encode())
         for path in self.folder.glob("*.safetensors"):
@@ -136,8 +150,12 @@ def _model_names(progress: Progress) -> tuple[str, str]:
 
 def _write(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
     unfinished.replace(path)

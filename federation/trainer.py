@@ -104,13 +104,16 @@ def main() -> None:
     with suppress(OSError):  # Linux only: when memory runs out, this process is ended rather than the envoy
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    status = 0
     try:
         run(task)
     except Exception:
         text = traceback.format_exc()
         Path(task.folder, FAILURE_FILE).write_text(text, encoding="utf-8")
         logger.error("%s", text)
-        sys.exit(1)
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)  # at once: to take down every library in good order takes seconds, and the site waits for it
 
 
 def _leave_with_parent() -> None:

@@ -1,5 +1,7 @@
 """One running toy federation and what goes wrong around it: two envoys of a name, calls that are not for everyone."""
 
+import json
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -168,3 +170,34 @@ def test_a_killed_site_goes_on_with_its_optimizer(toys: ToyFederation, task: str
     assert ("training again" in toys.log("site1")) == (task == "validate_local")
     toys.wait_for("site1", f"killed in {task}: (done|is over)")
     wait_until(lambda: not list((toys.logs / "sites").glob("*/*")))  # removed with the experiment
+
+
+def test_a_director_that_is_stopped_at_the_end_of_a_round_goes_on(toys: ToyFederation) -> None:
+    wait_until_online(toys, "site1", "site2")
+    rounds, seed = 60, time.time_ns()
+    generator = random.Random(seed)
+    experiment = submit(toys, "stopped often", rounds=rounds)
+    for stop in range(1, 4):
+        for metric in experiment.metrics():
+            if metric.task == "validate_local" and metric.round >= 15 * stop:
+                break
+        time.sleep(generator.uniform(0, 0.1))
+        toys.running["director"].terminate()
+        assert toys.wait("director") == 0, seed
+        assert "Traceback" not in toys.log("director"), seed
+        toys.start_director(toys.port)
+        experiment = Federation("localhost", toys.port).attach("stopped often")
+    metrics = list(experiment.metrics())
+    told = [(m.round, m.site, m.task, m.metric) for m in metrics]
+    assert len(set(told)) == len(told), seed
+    for site in ("site1", "site2"):
+        assert [r for r, *rest in told if rest == [site, "train", "loss"]] == list(range(1, rounds + 1)), seed
+    np.testing.assert_array_equal(experiment.last_weights()["vector"], 1.5 * rounds)
+    # Stopped after the last round was kept and before its end was: nothing is left to do but to say so.
+    toys.kill("director")
+    progress = toys.logs / "state" / "stopped%20often" / "progress.json"
+    progress.write_text(json.dumps(json.loads(progress.read_text()) | {"status": "in_progress"}))
+    toys.start_director(toys.port)
+    experiment = Federation("localhost", toys.port).attach("stopped often")
+    assert len(list(experiment.metrics())) == len(metrics)
+    assert experiment.status() == "finished"
