@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -741,3 +743,25 @@ def test_one_envoy_yaml_serves_machines_without_a_gpu(
 def test_the_driver_tells_its_version(subject: Any) -> None:
     module, _, name = subject[1].rpartition(".")
     assert getattr(import_module(module), name)().get_driver_version()[0].isdigit()
+
+
+# Every process
+
+
+def said(code: str) -> str:
+    """What some code prints in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@fault(
+    "pipelines/__init__.py:5",
+    stock="import openfl.component.director, openfl.component.envoy, openfl.transport",
+    ours="import federation.director, federation.envoy, federation.collaborator, federation.experiment",
+)
+def test_only_what_trains_loads_pytorch(subject: str) -> None:
+    assert said(f"import sys; {subject}; print({{'torch', 'sklearn'}} & sys.modules.keys())") == "set()\n"
+
+
+def test_what_trains_can_load_it_afterwards() -> None:
+    code = "import federation.trainer, torch; from openfl.pipelines.kc_pipeline import KCPipeline; print(torch.ones(1))"
+    assert said(code) == "tensor([1.])\n"
