@@ -35,6 +35,7 @@ from openfl.component import Aggregator as EngineAggregator
 from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.utilities import LocalTensor, TaskResultKey, change_tags
 
+from federation.errors import disk_problem
 from federation.models import ModelFile, best_path, round_path
 from federation.schedule import TRAIN
 from federation.state import Progress
@@ -187,6 +188,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         self._updates_folder.mkdir()
         self.round_number, self.last_round = progress.next_round, progress.last_round
         self.best_round, self.best_model_score = progress.best_round, progress.best_score
+        self._finished = self._time_to_quit()  # stopped between the last round and the end
         self.model_file = ModelFile(round_path(folder, self.last_round))
 
     def release(self) -> None:
@@ -266,7 +268,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         try:
             super()._end_of_round_check()
         except OSError as error:
-            self.on_failure(f"the director cannot keep round {self.round_number + 1}: {error}")
+            self.on_failure(disk_problem(f"round {self.round_number + 1}", error))
             return
         self.model_file = ModelFile(round_path(self._folder, self.last_round))
         self._updates = {}

@@ -6,6 +6,9 @@ Mends, with the engine's file and line:
   site, round and task.
 - collaborator.py:428: a call for each tensor of the model, for each task. Here the model of a round comes
   once, as a stream (`federation.transfer`), stays on disk, and is loaded once, also for two tasks.
+- A process that takes over from one that died has lost the optimizer's state (`federation.local_state`), and, if that
+  one died between training and validation, the trained tensors, so that it would validate nothing at all. Here it
+  trains that round again, on the same state, and goes on.
 - transport/grpc/aggregator_client.py:140: a new channel is opened for every tensor. Here one channel lasts.
 - aggregator_client.py:161: an error of the aggregator is retried for ever, without a
   pause. Here only a connection that is down is retried, until `GIVE_UP_AFTER`; anything else is raised.
@@ -19,15 +22,18 @@ from typing import Any
 import grpc
 import numpy as np
 from openfl.component import Collaborator as EngineCollaborator
+from openfl.component.assigner.tasks import TrainTask
+from openfl.component.collaborator.collaborator import DevicePolicy, OptTreatment
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, utils
 from openfl.transport import AggregatorGRPCClient
 
 from federation.audit import AuditLog
 from federation.channels import connect
 from federation.errors import FederationError
+from federation.local_state import LocalState
 from federation.logs import log_fields
 from federation.models import Packed
-from federation.schedule import TASK_NAMES, TRAIN, finished_rounds
+from federation.schedule import TASK_NAMES, TRAIN, VALIDATE_LOCAL, finished_rounds
 from federation.settings import Certificates
 from federation.tensors import TensorStore
 from federation.transfer import RoundOver, SiteTransfers, keep_trying
@@ -39,10 +45,12 @@ logger = logging.getLogger(__name__)
 class Collaborator(EngineCollaborator):  # type: ignore[misc]
     """The engine's collaborator with a plain tensor store and errors that say where they happened.
 
-    `audit` is the site's log of what it sends; the trainer names it.
+    `audit` is the site's log of what it sends, `local_state` is where it keeps the optimizer's state over a restart
+    (None: nowhere); the trainer names both.
     """
 
     audit = AuditLog()
+    local_state: LocalState | None = None
 
     def __init__(self, *, update_format: str = "float32", **settings: Any) -> None:
         super().__init__(**settings)
@@ -52,6 +60,8 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
         self._round = -1
         self._sent: dict[str, tuple[Packed | None, dict[Any, np.ndarray]]] = {}
         self._trained: dict[str, np.ndarray] = {}
+        self._trained_round = -1  # the engine's number of the round that this process has trained last
+        self._muted = False
         runner = self.task_runner
         self._adapter = runner.framework_adapter = _LoadsOnce(runner.framework_adapter)
         for group, tensors in runner.required_tensorkeys_for_function.items():
@@ -76,6 +86,10 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
             if task.name in self._sent:  # the director has lost it: the same again, not another epoch
                 self._send(task.name, round_number)
             else:
+                if task.name == VALIDATE_LOCAL and self._trained_round != round_number:
+                    self._train_again(round_number)
+                if task.name == TRAIN:
+                    self._restore(round_number)
                 super().do_task(task, round_number)
         except RoundOver as over:
             logger.warning("%s: %s", where, over)
@@ -96,6 +110,10 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
         trained = {key.tensor_name: value for key, value in tensor_dict.items() if key not in metrics}
         if trained:
             self._trained = self._adapter.loaded = trained
+            self._trained_round = round_number
+            self._save(round_number)
+            if self._muted:
+                return
             packed = self._encoder.encode(trained, self.transfers.model(round_number))
         self._sent[task_name] = packed, metrics
         self._send(task_name, round_number)
@@ -108,6 +126,62 @@ class Collaborator(EngineCollaborator):  # type: ignore[misc]
         if packed:
             self.transfers.send(round_number, packed)
         super().send_task_results(metrics, round_number, task_name)
+
+    def _train_again(self, round_number: int) -> None:
+        """Train a round whose result the director has, for the tensors that the process before this one had."""
+        logger.info("round %d was trained by a process that died; training again", finished_rounds(TRAIN, round_number))
+        contracts = self.task_runner.task_provider.task_contract
+        function = next(name for name, contract in contracts.items() if contract["optimizer"])
+        self._restore(round_number)
+        self._muted = True
+        try:
+            super().do_task(TrainTask(name=TRAIN, function_name=function), round_number)
+        finally:
+            self._muted = False
+
+    def _restore(self, round_number: int) -> None:
+        """Give the optimizer the state that it had before this round, unless it is in memory."""
+        if not self._keeps_state or (-1 < self._trained_round < round_number):
+            return
+        assert self.local_state is not None
+        path = self.local_state.before(round_number)
+        if path is None and round_number > 0:
+            logger.warning("no state of an earlier round on this site: training goes on with a fresh optimizer")
+        if path is None:
+            self.task_runner.reset_opt_vars()
+            return
+        runner = self.task_runner
+        runner.framework_adapter.load_local_state(runner.model, runner.optimizer, path, self._device)
+        logger.info("the optimizer goes on from where %s left it", path.name)
+
+    def _save(self, round_number: int) -> None:
+        """Keep the optimizer's state before the director has the round: it is needed whatever happens next."""
+        if not self._keeps_state:
+            return
+        assert self.local_state is not None
+        runner = self.task_runner
+        try:
+            self.local_state.save(
+                round_number,
+                lambda path: runner.framework_adapter.save_local_state(runner.model, runner.optimizer, path),
+            )
+        except OSError as error:
+            logger.warning("the optimizer's state cannot be kept (%s): a restart would lose it", error)
+
+    @property
+    def _keeps_state(self) -> bool:
+        continues = self.opt_treatment is OptTreatment.CONTINUE_LOCAL
+        return (
+            continues
+            and self.local_state is not None
+            and hasattr(self.task_runner.framework_adapter, "save_local_state")
+        )
+
+    @property
+    def _device(self) -> str:
+        """Where the engine runs the tasks."""
+        preferred = self.device_assignment_policy is DevicePolicy.CUDA_PREFERRED
+        return f"cuda:{self.cuda_devices[0]}" if preferred and self.cuda_devices else "cpu"
 
 
 class _LoadsOnce:

@@ -13,10 +13,13 @@ Started by `director/start_director.sh`. Mends, with the engine's file and line:
 - component/director/director.py:89: everything is kept in memory and lost with the process. Here every experiment is on
   disk (`federation.state`), and goes on from its last finished round.
 - director.py:239: an experiment is told once to each envoy; where the question that is told is one of a lost
-  connection, the envoy never hears of it.
+  connection, the envoy never hears of it; and nobody tells an envoy at work that its experiment is over. Here the
+  answer comes from how the experiments stand, and an envoy at work asks too.
 - director.py:394: KeyError for an envoy that has not asked for work yet.
 - director.py:244: AttributeError for an envoy that asks again before the aggregator is made.
 - director.py:112: an envoy is refused for its shapes, and the log does not say which.
+- transport/grpc/director_server.py:292: whoever knows an experiment's name gets its code, and can
+  report it failed. Here only its own sites.
 - transport/grpc/aggregator_server.py:74: see `federation.router`.
 """
 
@@ -43,18 +46,28 @@ from openfl.component.director.experiment import Experiment as EngineExperiment
 from openfl.component.director.experiment import Status
 from openfl.federated import Plan
 from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grpc
+from openfl.protocols.utils import get_headers
 from openfl.transport import DirectorGRPCServer as EngineServer
 
 from federation import archives
 from federation.access import Access, certificate_name, guards
 from federation.channels import SERVER_OPTIONS
-from federation.errors import ArchiveRefused, DirectorLeaves, ExperimentFailed, FederationError, SubmissionRefused
+from federation.errors import (
+    ArchiveRefused,
+    DirectorLeaves,
+    ExperimentFailed,
+    FederationError,
+    SubmissionRefused,
+    disk_problem,
+)
 from federation.logs import configure_logging, log_fields
 from federation.models import ModelFile
-from federation.review import AWAITING_APPROVAL, DIGEST, SHORT
+from federation.presence import Presence
+from federation.review import DIGEST, SHORT
 from federation.router import AggregatorRouter
 from federation.schedule import NOTICE
 from federation.settings import DirectorSettings, load_director
+from federation.site_client import AWAITING_APPROVAL, INSTEAD_OF, PROCESS
 from federation.state import ExperimentState
 from federation.transfer import ModelServer
 
@@ -67,24 +80,30 @@ COLLABORATOR_THREADS = 64
 class MetricLog:
     """Every metric of an experiment, in order; takes the place of the aggregator's queue."""
 
-    def __init__(self, state: ExperimentState, notify: Callable[[], None]) -> None:
+    def __init__(
+        self, state: ExperimentState, notify: Callable[[], None], cannot_keep: Callable[[str, OSError], None]
+    ) -> None:
         self.lines = state.finished_metrics()
         self._state = state
         self._notify = notify
+        self._cannot_keep = cannot_keep
         self._lock = threading.Lock()  # sites report at the same time; memory and disk keep one order
 
     def put(self, metric: dict[str, Any]) -> None:
         """Append one metric, here and on disk, and wake the readers."""
         with self._lock:
-            self._state.add_metric(metric)
             self.lines.append(metric)
+            try:
+                self._state.add_metric(metric)
+            except OSError as error:
+                self._cannot_keep("a metric", error)
         self._notify()
 
 
 class Experiment(EngineExperiment):  # type: ignore[misc]
     """One submitted experiment from its archive to its best model."""
 
-    def __init__(self, state: ExperimentState) -> None:
+    def __init__(self, state: ExperimentState, on_change: Callable[[], None] = lambda: None) -> None:
         about, progress = state.about(), state.progress()
         super().__init__(
             name=about["name"],
@@ -99,11 +118,13 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self.failure = progress.failure
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self.metrics = MetricLog(state, self.notify)
+        self._on_change = on_change
+        self.metrics = MetricLog(state, self.notify, self._cannot_keep)
         self.gone: set[str] = set()
         self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
         self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
         self.left = False
+        self._end_is_kept = self.over
 
     @property
     def over(self) -> bool:
@@ -117,6 +138,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self._on_change()
 
     async def news(self) -> None:
         """Return when something has changed: a metric, a round, the end."""
@@ -126,14 +148,21 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         """End the experiment with a reason that its readers are given; the first reason stands."""
         if not self.over:
             self.failure, self.status = reason, Status.FAILED
-            with suppress(OSError):  # a full disk may be the reason
-                self.state.end(Status.FAILED, reason)
+            self.keep_end()
             if self.aggregator:
                 self.aggregator.stop()
             self.notify()
 
+    def keep_end(self) -> None:
+        """Put on disk how it ended, unless it is there; a disk that is full is asked again later."""
+        if self.over and not self._end_is_kept:
+            with suppress(OSError):
+                self.state.end(self.status, self.failure)
+                self._end_is_kept = True
+
     def leave(self) -> None:
         """Tell the readers that the director is leaving; what is on disk stays as it is, to go on from."""
+        self.keep_end()
         if not self.over:
             self.failure = (
                 f"the director was stopped in the middle of {self.name}, which goes on when it is started again"
@@ -156,6 +185,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self.awaiting.pop(site, None)
         if self.aggregator:
             self.aggregator.leave_out(site, reason)
+            self.notify()
         else:
             self.fail(reason)
         if not self.over:
@@ -184,7 +214,11 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         if self.over:  # cancelled while it waited
             return
         logger.info("experiment %s: starts on %s", self.name, ", ".join(self.collaborators))
-        self.state.end(Status.IN_PROGRESS)
+        try:
+            self.state.end(Status.IN_PROGRESS)
+        except OSError as error:
+            self._cannot_keep("the start", error)
+            return
         self.status = Status.IN_PROGRESS
         started = time.monotonic()
         if self.aggregator is None:
@@ -195,19 +229,21 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
                 await asyncio.wait_for(self.news(), timeout=1)
             self._leave_out_the_gone(last_heard)
         if not self.over:
-            self.state.end(Status.FINISHED)
             self.status = Status.FINISHED
+            self.keep_end()
         logger.info("experiment %s: %s after %.1f s", self.name, self.status, time.monotonic() - started)
         self.notify()
 
     def wants(self, site: str) -> bool:
-        """Whether there is work for this site; one that was gone is counted on again, one that failed is not."""
-        if self.over or site not in self.collaborators:
-            return False
-        if self.aggregator and site in self.gone:
+        """Whether there is work for this site now, or will be once it is heard of again."""
+        sites = self.aggregator.authorized_cols if self.aggregator else self.collaborators
+        return bool(self.status == Status.IN_PROGRESS and (site in sites or site in self.gone))
+
+    def welcome(self, site: str) -> None:
+        """Count again on a site that was gone; one that failed stays out."""
+        if self.status == Status.IN_PROGRESS and self.aggregator and site in self.gone:
             self.gone.remove(site)
             self.aggregator.readmit(site)
-        return self.aggregator is None or site in self.aggregator.authorized_cols
 
     def _leave_out_the_gone(self, last_heard: Callable[[str], float]) -> None:
         for site in tuple(self.aggregator.authorized_cols) if self.aggregator else ():
@@ -244,10 +280,14 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
                 best_score=aggregator.best_model_score,
             )
             self.state.save(progress)
-        except Exception as error:
-            about = {"experiment": self.name, "round": aggregator.round_number}
-            logger.exception("experiment %s: round %d cannot be kept", *about.values(), extra=about)
-            self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error}")
+        except OSError as error:
+            self._cannot_keep(f"round {aggregator.round_number}", error)
+
+    def _cannot_keep(self, what: str, error: OSError) -> None:
+        """End the experiment: what is not on disk would be lost with the director, and nobody would know."""
+        about = {"experiment": self.name}
+        logger.error("experiment %s: cannot keep %s: %s", self.name, what, error, extra=about)
+        self.fail(disk_problem(f"{what} of {self.name}", error))
 
 
 class ExperimentsRegistry(dict[str, Experiment]):
@@ -283,13 +323,12 @@ class Director(EngineDirector):  # type: ignore[misc]
         super().__init__(**settings)
         self.experiments_registry = ExperimentsRegistry()
         self.col_exp: dict[str, str | None] = defaultdict(lambda: None)
-        self._running: Experiment | None = None
-        self._next = asyncio.Event()
+        self.presence = Presence(2 * self.envoy_health_check_period, self._wake)
         self._state_root = state_root
-        self._started = time.monotonic()
-        self._heard: dict[str, float] = {}
+        self._changed = asyncio.Event()
+        self._leaving = False
         for state in ExperimentState.all(state_root):
-            experiment = Experiment(state)
+            experiment = Experiment(state, self._wake)
             if experiment.over:
                 self.experiments_registry[experiment.name] = experiment
                 continue
@@ -319,19 +358,20 @@ class Director(EngineDirector):  # type: ignore[misc]
             "valid_duration": 2 * self.envoy_health_check_period,
             "last_updated": time.time(),
         }
-        self.heard(name)
         logger.info("envoy %s: registered", name, extra={"site": name})
         return True
 
-    def update_envoy_status(self, *, envoy_name: str, **status: Any) -> int:
-        """Note that an envoy is there; returns the seconds after which it should say so again."""
-        period: int = super().update_envoy_status(envoy_name=envoy_name, **status)
-        self.heard(envoy_name)
-        return period
+    def knows(self, site: str) -> bool:
+        """Whether an envoy has registered under this name since the director was started."""
+        return site in self._shard_registry
 
-    def heard(self, site: str) -> None:
-        """Note that a site has sent a message, of whatever sort: only a silent one is gone."""
-        self._heard[site] = time.monotonic()
+    def hear(self, site: str, process: str) -> bool:
+        """Note that an envoy has called, and count on it again; False where another process has its name."""
+        if not self.presence.hear(site, process):
+            return False
+        for experiment in self.experiments_registry.values():
+            experiment.welcome(site)
+        return True
 
     async def set_new_experiment(
         self,
@@ -362,9 +402,10 @@ class Director(EngineDirector):  # type: ignore[misc]
         }
         try:
             state = ExperimentState.create(self._state_root, experiment_archive_path, initial_model, about)
+            experiment = Experiment(state, self._wake)
         except OSError as error:
-            raise SubmissionRefused(f"the director cannot keep the experiment: {error}") from error
-        self.experiments_registry.add(Experiment(state))
+            raise SubmissionRefused(disk_problem(experiment_name, error)) from error
+        self.experiments_registry.add(experiment)
         return True
 
     def get_trained_model(self, experiment_name: str, caller: str, model_type: str) -> ModelFile | None:
@@ -380,26 +421,46 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Run the queued experiments one after the other, for ever."""
         while True:
             experiment = await self.experiments_registry.waiting.get()
-            self._running = experiment
-            self._next.set()
-            self._next = asyncio.Event()
+            for earlier in self.experiments_registry.values():
+                earlier.keep_end()
             with log_fields(experiment=experiment.name):
-                await experiment.start(lambda site: self._heard.get(site, self._started))
+                await experiment.start(self.presence.last_heard)
 
-    async def wait_experiment(self, envoy_name: str, awaiting: str | None = None) -> str:
-        """The name of the experiment that this envoy should work on: the one that runs, or the next one.
+    async def wait_experiment(
+        self, envoy_name: str, process: str = "", instead_of: str = "", awaiting: str | None = None
+    ) -> str:
+        """The name of the experiment that this envoy should work on, "" for none, once it is not `instead_of`.
 
-        Whoever asks is told: when a connection is lost without a word, its question waits here beside the new one.
+        An idle envoy waits for its next experiment so, and one at work for the end of the one that it works on. For a
+        process that no longer holds the envoy's name there is no work. `awaiting` is the digest of the code that the
+        envoy has, where it waits for its owner to approve it.
 
-        awaiting: the digest of that one's code, where the envoy has it and waits for its owner to approve it.
+        Raises:
+            FederationError: the director is leaving and can no longer tell.
         """
         held = self.experiments_registry.get(self.col_exp[envoy_name] or "")
         if held:
             held.await_approval(envoy_name, awaiting)
-        while not (self._running and self._running.wants(envoy_name)):
-            await self._next.wait()
-        self.col_exp[envoy_name] = self._running.name
-        return str(self._running.name)
+        while not self._leaving:
+            wanted = (name for name, each in self.experiments_registry.items() if each.wants(envoy_name))
+            if not self.presence.holds(envoy_name, process):
+                return ""
+            if (work := next(wanted, "")) != instead_of:
+                self.col_exp[envoy_name] = work or None
+                return work
+            await self._changed.wait()
+        raise FederationError("the director is being stopped")
+
+    def leave(self) -> None:
+        """Tell everyone who waits that the director is leaving."""
+        self._leaving = True
+        for experiment in self.experiments_registry.values():
+            experiment.leave()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def stream_metrics(self, experiment_name: str, caller: str) -> AsyncIterator[dict[str, Any]]:
         """Every metric from the first on, then new ones as they come.
@@ -475,10 +536,15 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         pool = ThreadPoolExecutor(COLLABORATOR_THREADS, thread_name_prefix="collaborator")
         self.server = grpc.aio.server(migration_thread_pool=pool, interceptors=self.guards, options=SERVER_OPTIONS)
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
-        router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls, self.director.heard)
+        router = AggregatorRouter(
+            self.director.experiments_registry.aggregator_of, self.tls, self.director.presence.see
+        )
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
         models = ModelServer(
-            self.director.experiments_registry.aggregator_of, self._trained, certificate_name, self.director.heard
+            self.director.experiments_registry.aggregator_of,
+            self._trained,
+            certificate_name,
+            self.director.presence.see,
         )
         models.add_to(self.server)
         try:
@@ -541,13 +607,6 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         """Not here: models have streams of their own."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "models travel by federation.Models")
 
-    async def WaitExperiment(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """The name of an envoy's next experiment; the envoy may say that it has one and waits for its owner."""
-        said = dict(context.invocation_metadata() or ()).get(AWAITING_APPROVAL, "")
-        digest = str(said) if DIGEST.fullmatch(said) else None
-        name = await self.director.wait_experiment(request.collaborator_name, digest)
-        return director_pb2.WaitExperimentResponse(experiment_name=name)
-
     async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Metrics to a notebook; ends with an error if the experiment did."""
         try:
@@ -558,18 +617,82 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         except FederationError as error:
             await context.abort(grpc.StatusCode.ABORTED, str(error))
 
+    async def UpdateShardInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Register an envoy, unless another one that is alive has its name."""
+        site, process = request.shard_info.node_info.name, _process(context)
+        if not await self.director.presence.claim(site, process):
+            logger.error("envoy %s: refused, another envoy of this name is there; peer %s", site, context.peer())
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, _taken(site))
+        reply = await super().UpdateShardInfo(request, context)
+        if not reply.accepted:
+            self.director.presence.leave(site, process)
+        return reply
+
+    async def UpdateEnvoyStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """An envoy says that it is there."""
+        await self._hear(request.name, context)
+        return await super().UpdateEnvoyStatus(request, context)
+
+    async def WaitExperiment(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """What an envoy should work on, as soon as that is something else than what it works on now."""
+        site = request.collaborator_name
+        await self._hear(site, context)
+        instead_of = get_headers(context).get(INSTEAD_OF, b"").decode()
+        said = str(get_headers(context).get(AWAITING_APPROVAL, ""))
+        awaiting = said if DIGEST.fullmatch(said) else None
+        try:
+            with self.director.presence.call(site, _process(context)):
+                work = await self.director.wait_experiment(site, _process(context), instead_of, awaiting)
+        except FederationError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        await self._hear(site, context)  # the name may be another's by now
+        return director_pb2.WaitExperimentResponse(experiment_name=work)
+
+    async def GetExperimentData(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """The archive of an experiment, to its own sites."""
+        await self._check_site(request, context)
+        async for part in super().GetExperimentData(request, context):
+            yield part
+
     async def SetExperimentFailed(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """A site reports that it cannot go on."""
-        if self.tls and self.get_caller(context) != request.collaborator_name:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "a site may only report its own failure")
-        about = {"experiment": request.experiment_name, "site": request.collaborator_name}
-        logger.error("experiment %s: site %s failed", *about.values(), extra=about)
-        self.director.set_experiment_failed(
-            experiment_name=request.experiment_name,
-            collaborator_name=request.collaborator_name,
-            reason=request.error_description,
-        )
+        """One of an experiment's sites reports that it cannot go on, or (error code 0) that it tries once more."""
+        await self._check_site(request, context)
+        experiment, site, reason = request.experiment_name, request.collaborator_name, request.error_description
+        about = {"experiment": experiment, "site": site}
+        if request.error_code == 0:
+            logger.warning("experiment %s: site %s tries again: %s", experiment, site, reason, extra=about)
+        else:
+            logger.error("experiment %s: site %s failed", experiment, site, extra=about)
+            self.director.set_experiment_failed(experiment_name=experiment, collaborator_name=site, reason=reason)
         return director_pb2.SetExperimentFailedResponse()
+
+    async def _hear(self, site: str, context: Any) -> None:
+        """Note that this site's envoy has called; one that has not registered, or not under its own name, is told."""
+        if not self.director.knows(site):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no envoy {site} has registered with this director")
+        if not self.director.hear(site, _process(context)):
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, _taken(site))
+
+    async def _check_site(self, request: Any, context: Any) -> None:
+        """Go on only for a site of the experiment; with TLS its name has been checked (`federation.access`)."""
+        experiment = self.director.experiments_registry.get(request.experiment_name)
+        if experiment is None:
+            reason = f"this director knows no experiment {request.experiment_name}"
+            await context.abort(grpc.StatusCode.NOT_FOUND, reason)
+        if request.collaborator_name not in experiment.collaborators:
+            reason = f"{request.collaborator_name} is not a site of experiment {request.experiment_name}"
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
+
+
+def _process(context: Any) -> str:
+    return str(get_headers(context).get(PROCESS, ""))
+
+
+def _taken(site: str) -> str:
+    return (
+        f"another envoy named {site} is connected to this director; stop that one, or give this one another name in "
+        f"its envoy.yaml"
+    )
 
 
 async def serve(settings: DirectorSettings) -> None:
@@ -593,8 +716,7 @@ async def serve(settings: DirectorSettings) -> None:
             await server._run_server()
         finally:
             experiments.cancel()
-            for experiment in server.director.experiments_registry.values():
-                experiment.leave()
+            server.director.leave()
             await server.server.stop(grace=1)  # time enough to tell the readers
 
 
@@ -622,7 +744,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.config, listen_host=options.host, listen_port=options.port, state=options.state
         )
         asyncio.run(_until_stopped(settings))
-    except FederationError as error:
+    except (FederationError, OSError) as error:
         sys.exit(f"director: {error}")
 
 

@@ -4,7 +4,10 @@ Started by `envoy/start_envoy.sh`. Mends, with the engine's file and line:
 
 - component/envoy/envoy.py:207: the health thread of an envoy whose director was away dies, so a restarted director
   never hears of it again. Here it registers again by itself.
-- component/envoy/envoy.py:159: see `federation.trainer`.
+- component/envoy/envoy.py:159: see `federation.trainer`. One that dies (memory, a crash in a library) is started again
+  as often as the experiment's policy says.
+- A collaborator in the middle of a task learns only after it that the experiment is over. Here the envoy waits for
+  that news (`Watch`) and ends the trainer.
 - component/envoy/envoy.py:275: an envoy that cannot reach its director leaves with a traceback. Here it waits for it,
   and says so.
 - interface/envoy.py:128: packages that an experiment names are installed by default. Here never.
@@ -13,33 +16,40 @@ Started by `envoy/start_envoy.sh`. Mends, with the engine's file and line:
 import argparse
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import grpc
+import yaml
 from openfl.component.envoy.envoy import Envoy as EngineEnvoy
-from openfl.protocols import director_pb2, director_pb2_grpc
 from openfl.transport.grpc.exceptions import ShardNotFoundError
 
-from federation import archives, channels, devices
+from federation import archives, devices
 from federation.audit import AuditLog
 from federation.errors import REFUSALS, FederationError
+from federation.local_state import state_folder
 from federation.logs import configure_logging, log_fields
-from federation.review import AWAITING_APPROVAL, COMMAND, SHORT, ReviewFolder, Submission, Verdict, refusal, verdict
+from federation.policy import retries_of
+from federation.review import COMMAND, SHORT, ReviewFolder, Submission, Verdict, refusal, verdict
 from federation.settings import Accept, EnvoySettings, load_envoy
+from federation.site_client import SiteClient
 from federation.trainer import FAILURE_FILE, TrainerTask, build_descriptor
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+GRACE_SECONDS = 3.0
+"""How long a trainer has to leave by itself once its experiment is over."""
+WAITING = "waiting for the director's answer: if it knows another envoy named %s, it finds out whether that one is gone"
 
 
 class Envoy(EngineEnvoy):  # type: ignore[misc]
@@ -63,8 +73,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             cuda_device_monitor=monitor,
             **settings.certificates.as_strings(),
         )
-        channel = channels.connect("{}:{}".format(*self._director), settings.certificates)
-        self.director_client.stub = director_pb2_grpc.DirectorStub(channel)
+        self.director_client = SiteClient(settings)
         if not self.cuda_devices:
             logger.info("no CUDA device: training on the CPU with %d thread(s)", settings.cpu_threads)
         if settings.accept == Accept.ANY:
@@ -88,7 +97,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         """Wait for the next experiment, work on it, report if that failed; for ever.
 
         Raises:
-            FederationError: the director refuses this site's certificate.
+            FederationError: the director refuses this site: its certificate, or its name is another envoy's by now.
         """
         told = False
         while True:
@@ -96,8 +105,11 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 name = self._next_experiment()
                 archive = self._fetch(name)
             except grpc.RpcError as error:
-                if error.code().name in REFUSALS:
+                if error.code().name in (*REFUSALS, "ALREADY_EXISTS"):
                     raise FederationError(f"the director refused this site: {error.details()}") from error
+                if error.code() is grpc.StatusCode.NOT_FOUND:  # a director that was restarted
+                    self._register()
+                    continue
                 if not told:
                     logger.warning("no word from the director (%s); trying until it is back", error.details())
                 told = True
@@ -117,12 +129,24 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         if files is None:
             return
         self.is_experiment_running = True
-        failure = self._work_on(name, files)
+        watch = Watch(self.director_client, name, self.stop)
+        watch.start()
+        state = self.settings.state and state_folder(self.settings.state, self.name, archive)
+        try:
+            failure = self._work_on(name, files, watch, state)
+        except OSError as error:
+            failure = f"site {self.name} cannot start the experiment: {error}"
+        watch.trainer_ended.set()
         self.is_experiment_running = False
-        if failure:
+        if failure and not watch.over:
             self._report(name, failure)
+        elif failure:
+            logger.info("experiment %s: is over; its trainer was ended", name)
         else:
             logger.info("experiment %s: done", name)
+        watch.join(GRACE_SECONDS)
+        if watch.over and not watch.refused and state:
+            shutil.rmtree(state, ignore_errors=True)
 
     def send_health_check(self) -> None:
         """Tell the director every few seconds that this site is here; register again where it has forgotten."""
@@ -135,7 +159,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                     cuda_devices_info=self._get_cuda_device_info(),
                 )
             except ShardNotFoundError:
-                self._register()
+                with suppress(FederationError):  # `run` gets the same refusal, and ends this process
+                    self._register()
             time.sleep(period or RETRY_SECONDS)
 
     def stop(self) -> None:
@@ -150,9 +175,7 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         The answer tells whether the experiment still waits for this site: when it is over, the next one comes.
         """
         while True:
-            request = director_pb2.WaitExperimentRequest(collaborator_name=self.name)
-            metadata = ((AWAITING_APPROVAL, self._waiting[1]),) if self._waiting else ()
-            name = str(self.director_client.stub.WaitExperiment(request, metadata=metadata).experiment_name)
+            name = self.director_client.wait_experiment(awaiting=self._waiting[1] if self._waiting else None)
             if self._waiting is None or self._waiting[0] != name:
                 self._waiting = None
                 return name
@@ -216,6 +239,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         )
         waiting = False
         while True:
+            told = threading.Timer(RETRY_SECONDS, logger.warning, (WAITING, self.name))
+            told.start()
             try:
                 accepted = self.director_client.report_shard_info(shard, self.cuda_devices)
             except grpc.RpcError as error:
@@ -226,6 +251,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 waiting = True
                 time.sleep(RETRY_SECONDS)
                 continue
+            finally:
+                told.cancel()
             if not accepted:
                 shapes = shard.sample_shape, shard.target_shape
                 raise FederationError(
@@ -239,8 +266,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
     def _director(self) -> tuple[str, int]:
         return self.settings.director_host, self.settings.director_port
 
-    def _work_on(self, name: str, files: Mapping[str, bytes]) -> str | None:
-        """Run one experiment in a trainer process; why it failed, or None."""
+    def _work_on(self, name: str, files: Mapping[str, bytes], watch: "Watch", state: Path | None) -> str:
+        """Run one experiment in a trainer process; why it failed, or ""."""
         with tempfile.TemporaryDirectory(prefix=f"{self.name}-") as folder:
             archives.write(files, Path(folder))
             task = TrainerTask(
@@ -254,17 +281,20 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
                 cuda_devices=list(self.cuda_devices),
                 certificates=self.settings.certificates.as_strings(),
                 audit=str(self.settings.audit) if self.settings.audit else None,
+                state=str(state) if state else None,
             )
-            try:
-                status = self._train(task)
-            finally:
-                self.stop()
+            for retries_left in reversed(range(1 + _retries(Path(folder)))):
+                try:
+                    status = self._train(task)
+                finally:
+                    self.stop()
+                if status >= 0 or watch.over or not retries_left:
+                    break
+                logger.warning("experiment %s: %s; it is started once more", name, cause_of(status))
+                with suppress(grpc.RpcError):
+                    self.director_client.attempt_failed(name, cause_of(status))
             failure = Path(folder, FAILURE_FILE)
-            if failure.is_file():
-                return failure.read_text(encoding="utf-8")
-            if status < 0:
-                return f"the trainer process was ended by signal {-status} ({signal.Signals(-status).name})"
-            return f"the trainer process ended with status {status}; see this envoy's log" if status else None
+            return failure.read_text(encoding="utf-8") if failure.is_file() else cause_of(status)
 
     def _train(self, task: TrainerTask) -> int:
         """Run a trainer process to its end; its exit status, negative for a signal."""
@@ -279,6 +309,54 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             self._trainer.stdin.write(task.to_json() + "\n")
             self._trainer.stdin.flush()
         return self._trainer.wait()
+
+
+class Watch(threading.Thread):
+    """Waits until the director no longer wants this site's work on an experiment, then ends the trainer.
+
+    The trainer itself hears of it between two tasks; one that is busy is ended after `GRACE_SECONDS`.
+    """
+
+    def __init__(self, client: SiteClient, experiment: str, end_trainer: Callable[[], None]) -> None:
+        super().__init__(name=f"watch {experiment}", daemon=True)
+        self._client, self._experiment, self._end_trainer = client, experiment, end_trainer
+        self.over = self.refused = False
+        self.trainer_ended = threading.Event()
+
+    def run(self) -> None:
+        """Ask until there is an answer; a director that is away or leaving has not ended anything."""
+        while True:
+            try:
+                self._client.wait_experiment(instead_of=self._experiment)
+                break
+            except grpc.RpcError as error:
+                self.refused = error.code().name in (*REFUSALS, "ALREADY_EXISTS")
+                if self.refused:
+                    break
+            time.sleep(RETRY_SECONDS)
+        self.over = True
+        if not self.trainer_ended.wait(GRACE_SECONDS):
+            self._end_trainer()
+
+
+def cause_of(status: int) -> str:
+    """Why a trainer process left with this exit status, for the one who reads about it; "" when its work was done."""
+    if status == 0:
+        return ""
+    if status > 0:
+        return f"the trainer process ended with status {status}; see this envoy's log"
+    ended = f"the trainer process was ended by signal {-status} ({signal.Signals(-status).name})"
+    if -status == signal.SIGKILL:
+        return f"{ended}: killed for memory? The site's kernel log tells (dmesg); a smaller batch or model needs less"
+    return ended
+
+
+def _retries(folder: Path) -> int:
+    """How often the shipped plan lets a trainer be started again; of a plan that is broken the trainer tells."""
+    try:
+        return retries_of(yaml.safe_load(Path(folder, "plan", "plan.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError):
+        return 0
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -26,3 +26,11 @@ class DirectorLeaves(FederationError):
 
 class ExperimentFailed(FederationError):
     """An accepted experiment ended early; the text holds site, round, task and the remote traceback."""
+
+
+def disk_problem(what: str, error: OSError) -> str:
+    """A director's disk that does not take what it should, in words for the experimenter."""
+    return (
+        f"the director cannot keep {what} on its disk ({error}); its operator has to make room in the folder that "
+        f"director.yaml names as `state`, then submit again"
+    )

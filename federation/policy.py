@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+MOST_RETRIES = 10
+
 
 @dataclass(frozen=True)
 class RoundPolicy:
@@ -14,6 +16,8 @@ class RoundPolicy:
         when they are too few. None: as long as the sites are online.
     gone_seconds: a site that the director has not heard of for so long is left out until it is back, or the experiment
         fails when too few remain.
+    retries: how often each site starts a trainer process again that died (killed for memory, a crash in a library).
+        It rejoins its round. A task that raised is not tried again.
 
     A site whose task fails is left out for good: with the default, all sites, one failure ends the experiment.
     """
@@ -21,6 +25,7 @@ class RoundPolicy:
     minimum_sites: int | None = None
     round_seconds: float | None = None
     gone_seconds: float = 120.0
+    retries: int = 0
 
     def __post_init__(self) -> None:
         problems = []
@@ -30,6 +35,8 @@ class RoundPolicy:
             problems.append(f"round_seconds is {self.round_seconds}; above 0, or None to wait")
         if self.gone_seconds <= 0:
             problems.append(f"gone_seconds is {self.gone_seconds}; above 0")
+        if not 0 <= self.retries <= MOST_RETRIES:
+            problems.append(f"retries is {self.retries}; allowed: 0 to {MOST_RETRIES}")
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -43,6 +50,7 @@ class RoundPolicy:
         if minimum > sites:
             raise ValueError(f"minimum_sites is {minimum}, and only {sites} sites are online; start more or need fewer")
         plan["aggregator"]["settings"] |= {"minimum_sites": minimum, "gone_seconds": self.gone_seconds}
+        plan["envoy"] = {"settings": {"retries": self.retries}}
         plan["straggler_handling_policy"] = {
             "template": "openfl.component.straggler_handling_functions.CutoffTimeBasedStragglerHandling",
             "settings": {
@@ -50,3 +58,15 @@ class RoundPolicy:
                 "minimum_reporting": minimum,
             },
         }
+
+
+def retries_of(plan: Any) -> int:
+    """How often a plan, as read from its YAML, allows an envoy to start a trainer again; 0 where it does not say.
+
+    Raises:
+        ValueError: what it says is not a number from 0 to `MOST_RETRIES`.
+    """
+    try:
+        return RoundPolicy(retries=int(plan["envoy"]["settings"]["retries"])).retries
+    except (KeyError, TypeError):
+        return 0

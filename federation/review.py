@@ -31,8 +31,6 @@ from federation.errors import FederationError
 from federation.listing import lines, visible
 from federation.settings import Accept, EnvoySettings, load_envoy
 
-AWAITING_APPROVAL = "awaiting-approval"
-"""Metadata of an envoy's question for work: the digest of the submission that waits for the site's owner."""
 COMMAND = "python -m federation.review"
 MAX_KEPT_BYTES = 256 * archives.MEBIBYTE
 MAX_KEPT = 200
@@ -40,7 +38,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 SHORT = 12
 """Digits of a digest that people are shown."""
 _VARIES = re.compile(
-    rb"^( +(?:hash_salt|minimum_sites|gone_seconds|minimum_reporting|straggler_cutoff_time): )"
+    rb"^( +(?:hash_salt|minimum_sites|gone_seconds|retries|minimum_reporting|straggler_cutoff_time): )"
     rb"(?:[0-9a-f]{32}|[0-9.e+]+|\.inf)$",
     re.MULTILINE,
 )

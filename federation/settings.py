@@ -98,6 +98,8 @@ class EnvoySettings:
     cuda_devices: tuple[int, ...] = ()
     device_monitor: str | None = None
     cpu_threads: int = 1
+    state: Path | None = None
+    """Folder for what training needs after a restart (`federation.local_state`); None: nothing is kept."""
     certificates: Certificates = field(default_factory=Certificates)
     accept: str = Accept.ASK
     review_folder: Path = Path("review")
@@ -150,7 +152,7 @@ def load_envoy(path: Path, **overrides: Any) -> EnvoySettings:
     sections = {"name", "director", "params", "optional_plugin_components", "shard_descriptor", "review", "audit"}
     document = _read(path, sections | {"root_certificate", "private_key", "certificate"})
     director = _section(path, document, "director", {"host", "port"})
-    params = _section(path, document, "params", {"cuda_devices", "cpu_threads", "envoys_on_this_machine"})
+    params = _section(path, document, "params", {"cuda_devices", "cpu_threads", "envoys_on_this_machine", "state"})
     descriptor = _section(path, document, "shard_descriptor", {"template", "params"})
     review = _section(path, document, "review", {"accept", "folder"})
     monitor = (document.get("optional_plugin_components") or {}).get("cuda_device_monitor") or {}
@@ -169,6 +171,7 @@ def load_envoy(path: Path, **overrides: Any) -> EnvoySettings:
         "accept": review.get("accept", Accept.ASK),
         "review_folder": _beside(path, review.get("folder") or "review"),
         "audit": _beside(path, document.get("audit", "audit.jsonl")),
+        "state": _beside(path, params.get("state", "state")),
     }
     values |= {name: value for name, value in overrides.items() if value is not None}
     built: EnvoySettings = _build(path, EnvoySettings, values | {"certificates": _certificates(path, document)})

@@ -6,6 +6,7 @@ A folder per experiment: `experiment.json` (what was submitted), `experiment.zip
 models before the progress that names them: a kill leaves the state before a round or after it.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -50,12 +51,16 @@ class ExperimentState:
         folder = root / quote(about["name"], safe="")
         unfinished = cls(folder.with_name(f".{folder.name}"))
         shutil.rmtree(unfinished.folder, ignore_errors=True)
-        unfinished.folder.mkdir(parents=True)
-        shutil.move(archive, unfinished.archive)
-        _write(unfinished.folder / "experiment.json", json.dumps(about).encode())
-        shutil.move(model, round_path(unfinished.folder, 0))
-        unfinished.save(Progress())
-        unfinished.folder.rename(folder)
+        try:
+            unfinished.folder.mkdir(parents=True)
+            shutil.move(archive, unfinished.archive)
+            _write(unfinished.folder / "experiment.json", json.dumps(about).encode())
+            shutil.move(model, round_path(unfinished.folder, 0))
+            unfinished.save(Progress())
+            unfinished.folder.rename(folder)
+        except OSError:
+            shutil.rmtree(unfinished.folder, ignore_errors=True)
+            raise
         return cls(folder)
 
     @classmethod
@@ -97,16 +102,21 @@ class ExperimentState:
         return ModelFile(path) if path.exists() else None
 
     def add_metric(self, metric: Mapping[str, Any]) -> None:
-        """Append one metric."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metric) + "\n")
+        """Append one metric: the whole line, or nothing."""
+        line = (json.dumps(metric) + "\n").encode()
+        with self._metrics.open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(line) < len(line):  # as much as the disk took
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._metrics))
 
     def finished_metrics(self) -> list[dict[str, Any]]:
         """The metrics of finished rounds; those of a round that was interrupted are dropped, to be measured again."""
         lines = self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
         parsed = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one
         finished = [metric for metric in parsed if metric["round"] < self.progress().next_round]
-        _write(self._metrics, "".join(json.dumps(metric) + "\n" for metric in finished).encode())
+        if len(finished) < len(lines):
+            _write(self._metrics, "".join(json.dumps(metric) + "\n" for metric in finished).encode())
         return finished
 
     def remove(self) -> None:
@@ -122,8 +132,12 @@ class ExperimentState:
 
 def _write(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
     unfinished.replace(path)

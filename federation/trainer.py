@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from federation.audit import AuditLog
 from federation.errors import FederationError
+from federation.local_state import LocalState
 from federation.logs import configure_logging
 
 FAILURE_FILE = "failure.txt"
@@ -31,7 +33,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainerTask:
-    """What a trainer must know that is not in the shipped plan; `folder` is the unpacked experiment."""
+    """What a trainer must know that is not in the shipped plan.
+
+    `folder` is the unpacked experiment; `state` the folder for `federation.local_state`, or None to keep none.
+    """
 
     folder: str
     experiment: str
@@ -43,6 +48,7 @@ class TrainerTask:
     cuda_devices: list[int]
     certificates: dict[str, str | None]
     audit: str | None = None
+    state: str | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -98,6 +104,7 @@ def run(task: TrainerTask) -> None:
         director = f"{task.director_host}:{task.director_port}"
         log = AuditLog(Path(task.audit), site=task.site, director=director, experiment=task.experiment)
         collaborator.audit = log
+    collaborator.local_state = LocalState(Path(task.state)) if task.state else None
     collaborator.run()
 
 
@@ -105,14 +112,19 @@ def main() -> None:
     """Read the task, leave with the envoy, write `failure.txt` on an error."""
     task = TrainerTask(**json.loads(sys.stdin.readline()))
     configure_logging(f"{task.site}/trainer", experiment=task.experiment, site=task.site)
+    with suppress(OSError):  # Linux only: when memory runs out, this process is ended rather than the envoy
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    status = 0
     try:
         run(task)
     except Exception:
         text = traceback.format_exc()
         Path(task.folder, FAILURE_FILE).write_text(text, encoding="utf-8")
         logger.error("%s", text)
-        sys.exit(1)
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)  # at once: to take down every library in good order takes seconds, and the site waits for it
 
 
 def _leave_with_parent() -> None:

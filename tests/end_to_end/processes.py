@@ -78,7 +78,7 @@ def write_site(
     settings = {
         "name": name,
         "director": {"host": "localhost", "port": port},
-        "params": {"cpu_threads": 1},
+        "params": {"cpu_threads": 1, "state": "sites"},
         "shard_descriptor": {"template": template, "params": dict(params)},
         "review": {"accept": accept, "folder": f"{name}.review"},
         "audit": f"{name}.audit.jsonl",

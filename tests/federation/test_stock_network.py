@@ -49,6 +49,7 @@ from federation.experiment import Federation
 from federation.experiment import _Client as OurClient
 from federation.models import save
 from federation.settings import Certificates, DirectorSettings, EnvoySettings, certificates_beside, load_envoy
+from federation.site_client import SiteClient
 
 BOTH = ["site1", "site2"]
 SHAPES = {"sample_shape": ["4"], "target_shape": ["1"]}
@@ -361,8 +362,10 @@ def test_an_envoy_that_asks_again_gets_its_experiment_again(subject: Any, archiv
     async def ask_twice() -> list[str]:
         director = make(tmp_path)
         await submitted(director, archives[side][0], tmp_path)
-        director.col_exp_queues["site1"].put_nowait("toy")  # the engine's way; ours tells of the one that runs
-        director._running = director.experiments_registry["toy"]
+        if isinstance(director, Director):  # which tells of the experiment that runs
+            director.presence.hear("site1", "")
+            director.experiments_registry["toy"].status = "in_progress"
+        director.col_exp_queues["site1"].put_nowait("toy")
         return [await asyncio.wait_for(director.wait_experiment("site1"), 1) for _ in range(2)]
 
     assert asyncio.run(ask_twice()) == ["toy", "toy"]
@@ -374,6 +377,8 @@ def test_a_question_of_a_lost_connection_takes_nothing_away(subject: Any, archiv
 
     async def ask_again() -> str:
         director = make(tmp_path)
+        if isinstance(director, Director):
+            director.presence.hear("site1", "")
         lost = asyncio.create_task(director.wait_experiment("site1"))  # nobody hears the answer
         question = asyncio.create_task(director.wait_experiment("site1"))
         await asyncio.sleep(0)
@@ -488,6 +493,41 @@ def test_a_task_travels_by_its_name(subject: Any, archives: Any) -> None:
         tasks = archive.read(next(name for name in archive.namelist() if name.endswith("tasks_obj.pkl")))
     assert b"wrapper_decorator" not in tasks
     assert b"site-packages" not in tasks
+
+
+@fault("transport/grpc/director_server.py:292", stock=stock_server, ours=our_server)
+def test_an_experiment_is_told_to_its_own_sites_only(subject: Any, serve: Any, archives: Any, authority: Path) -> None:
+    running = serve(subject, **secure(authority, "director"))
+    side = stock_submission if subject is stock_server else our_submission
+    running.do(submitted(running.director, archives[side][0], authority, sites=["site2"]))
+    told = b""
+    with suppress(grpc.RpcError):
+        for part in shard_client(running, authority, "site1", "site1").get_experiment_data("toy"):
+            told += part.npbytes
+    assert told == b""
+
+
+def stock_site(port: int) -> ShardDirectorClient:
+    return ShardDirectorClient(director_host="localhost", director_port=port, shard_name="site1", tls=False)
+
+
+def our_site(port: int) -> SiteClient:
+    return SiteClient(EnvoySettings("site1", "localhost", port, "toy_shard.ToyShard"))
+
+
+@fault("component/director/director.py:96", stock=(stock_server, stock_site), ours=(our_server, our_site))
+def test_a_name_is_one_envoys(subject: Any, serve: Any) -> None:
+    server, client = subject
+    running = serve(server)
+    first, second = client(running.port), client(running.port)
+    assert first.report_shard_info(ToyShard(1.0), ())
+    alive = threading.Timer(0.2, partial(first.send_health_check, envoy_name="site1", is_experiment_running=False))
+    alive.start()
+    accepted = False
+    with suppress(grpc.RpcError):
+        accepted = second.report_shard_info(ToyShard(2.0), ())
+    alive.join()
+    assert not accepted
 
 
 @fault("transport/grpc/director_server.py:190", stock=stock_server, ours=our_server)

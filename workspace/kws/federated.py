@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from openfl.interface.interactive_api.experiment import DataInterface, ModelInterface, TaskInterface
 from openfl.plugins.frameworks_adapters.framework_adapter_interface import FrameworkAdapterPluginInterface
 
@@ -42,6 +43,17 @@ class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
     ) -> None:
         """Put the trained tensors into the model and the model onto the device."""
         load_weights(model.to(device), tensor_dict)
+
+    @staticmethod
+    def save_local_state(model: Classifier, optimizer: torch.optim.Optimizer, path: Path) -> None:
+        """Write the optimizer's moments, which stay on the site (`federation.local_state`)."""
+        torch.save(optimizer.state_dict(), path)
+
+    @staticmethod
+    def load_local_state(model: Classifier, optimizer: torch.optim.Optimizer, path: Path, device: str = "cpu") -> None:
+        """Go on with these moments; the model must be where they are."""
+        model.to(device)
+        optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
 
 
 class ClassifierProvider(ModelInterface):  # type: ignore[misc]

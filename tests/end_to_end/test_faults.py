@@ -1,0 +1,203 @@
+"""One running toy federation and what goes wrong around it: two envoys of a name, calls that are not for everyone."""
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import numpy as np
+import pytest
+from openfl.protocols import director_pb2, director_pb2_grpc
+from processes import PYTHON, ToyFederation
+from test_federation import submit
+
+from federation.experiment import Federation
+from federation.site_client import INSTEAD_OF, PROCESS
+
+CARRIED = 1.5 * (1 + 1.5 + 1.75)
+"""Three rounds with momentum 0.5; an optimizer that begins anew in the second gives less."""
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
+    """One federation for this whole file."""
+    federation = ToyFederation(tmp_path_factory.mktemp("faults"))
+    yield federation
+    federation.stop()
+    assert "Traceback" not in federation.log("director")
+
+
+class FakeEnvoy:
+    """A process of its own in the director's eyes, which says only what a test lets it say."""
+
+    def __init__(self, toys: ToyFederation, name: str, process: str) -> None:
+        self.name, self._metadata = name, [(PROCESS, process)]
+        self.stub = director_pb2_grpc.DirectorStub(grpc.insecure_channel(f"localhost:{toys.port}"))
+
+    def register(self) -> bool:
+        info = director_pb2.ShardInfo(
+            node_info=director_pb2.NodeInfo(name=self.name), sample_shape=["4"], target_shape=["1"]
+        )
+        request = director_pb2.UpdateShardInfoRequest(shard_info=info)
+        return self.stub.UpdateShardInfo(request, metadata=self._metadata, timeout=10).accepted
+
+    def is_there(self) -> None:
+        request = director_pb2.UpdateEnvoyStatusRequest(name=self.name)
+        self.stub.UpdateEnvoyStatus(request, metadata=self._metadata, timeout=10)
+
+    def wait(self, instead_of: str = "", timeout: float = 10) -> str:
+        request = director_pb2.WaitExperimentRequest(collaborator_name=self.name)
+        metadata = [*self._metadata, (INSTEAD_OF, instead_of.encode())]
+        return self.stub.WaitExperiment(request, metadata=metadata, timeout=timeout).experiment_name
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def wait_until_online(toys: ToyFederation, *names: str) -> None:
+    federation = Federation("localhost", toys.port)
+    wait_until(lambda: tuple(site.name for site in federation.sites() if site.online) == names)
+
+
+def code_of(call: grpc.RpcError) -> str:
+    return str(call.code().name)
+
+
+def test_of_two_envoys_of_one_name_the_second_is_refused(toys: ToyFederation) -> None:
+    experiment = submit(toys, "undisturbed", rounds=2, sleep_on=1.0, in_round=1, seconds=4)
+    toys.start("twin", PYTHON, "-m", "federation.envoy", "--config", toys.logs / "site1.yaml", env=toys.env)
+    assert toys.wait("twin") == 1
+    assert "refused this site: another envoy named site1 is connected to this director; stop that" in toys.log("twin")
+    assert "Traceback" not in toys.log("twin")
+    assert "site1: refused, another envoy of this name is there; peer " in toys.log("director")
+    list(experiment.metrics())
+    np.testing.assert_allclose(experiment.last_weights()["vector"], 3.0)
+    assert toys.log("site1").count("undisturbed: starts") == 1
+
+
+def test_a_name_is_free_again_when_its_envoy_is_gone(toys: ToyFederation) -> None:
+    # Killed while it waits for work: its connection breaks, and the name is free at once.
+    toys.kill("site1")
+    toys.start_site("site1", 1.0)
+    toys.wait_for("site1", "registered")
+    assert "waiting" not in toys.log("site1")
+    # Frozen, its connection open: the name is free when nothing was heard of it for two health periods.
+    frozen = toys.running["frozen"] = toys.running["site1"]
+    frozen.send_signal(signal.SIGSTOP)
+    toys.start_site("site1", 1.0)
+    toys.wait_for("site1", "registered")
+    frozen.send_signal(signal.SIGCONT)
+    assert frozen.wait(10) == 1  # it learns that its name is another's by now
+
+
+def test_the_director_waits_for_a_sign_of_life(toys: ToyFederation) -> None:
+    first, second = (FakeEnvoy(toys, "site9", process) for process in ("a", "b"))
+    with pytest.raises(grpc.RpcError) as unknown:
+        first.wait()
+    assert code_of(unknown.value) == "NOT_FOUND"
+    assert first.register()
+    assert first.register()
+    started = time.monotonic()
+    assert second.register()  # the first says no more
+    assert 1.5 < time.monotonic() - started < 5
+    for late in (first.is_there, first.wait):
+        with pytest.raises(grpc.RpcError) as taken:
+            late()
+        assert code_of(taken.value) == "ALREADY_EXISTS"
+    with pytest.raises(grpc.RpcError) as idle:
+        second.wait(timeout=0.3)  # and when this call is broken off, the process counts as gone
+    assert code_of(idle.value) == "DEADLINE_EXCEEDED"
+    started = time.monotonic()
+    assert first.register()
+    assert time.monotonic() - started < 1.0
+
+
+def test_an_experiment_is_its_own_sites_business(toys: ToyFederation) -> None:
+    stranger = FakeEnvoy(toys, "site8", "c")
+    assert stranger.register()
+    wait_until_online(toys, "site1", "site2")  # the others, who say no more, count as away after two seconds
+    experiment = submit(toys, "private", rounds=1, sleep_on=1.0, in_round=0, seconds=3)
+    toys.wait_for("site1", "private: starts")
+
+    def data(experiment_name: str, site: str) -> bytes:
+        request = director_pb2.GetExperimentDataRequest(experiment_name=experiment_name, collaborator_name=site)
+        return b"".join(part.npbytes for part in stranger.stub.GetExperimentData(request, timeout=5))
+
+    def fail(experiment_name: str, site: str) -> None:
+        stranger.stub.SetExperimentFailed(
+            director_pb2.SetExperimentFailedRequest(
+                experiment_name=experiment_name, collaborator_name=site, error_code=1, error_description="no"
+            ),
+            timeout=5,
+        )
+
+    for call in (data, fail):
+        for name, code in (("private", "PERMISSION_DENIED"), ("unheard of", "NOT_FOUND")):
+            with pytest.raises(grpc.RpcError) as error:
+                call(name, "site8")
+            assert code_of(error.value) == code
+            assert name in error.value.details()
+    assert data("private", "site1").startswith(b"PK")
+    # It hears of the end of an experiment that it has no part in at once, and of no work.
+    stranger.register()
+    assert stranger.wait(instead_of="private") == ""
+    list(experiment.metrics())
+    np.testing.assert_allclose(experiment.last_weights()["vector"], 1.5)
+
+
+@pytest.mark.parametrize("task", ["train", "validate_local"])
+def test_a_killed_site_goes_on_with_its_optimizer(toys: ToyFederation, task: str) -> None:
+    wait_until_online(toys, "site1", "site2")
+    (toys.logs / "tmp" / "nap-1.0").unlink(missing_ok=True)
+    fault = "nap_on" if task == "train" else "nap_validating_on"
+    experiment = submit(toys, f"killed in {task}", momentum=0.5, in_round=1, **{fault: 1.0})
+    wait_until((toys.logs / "tmp" / "nap-1.0").exists)
+    (kept,) = (toys.logs / "sites" / "site1").iterdir()
+    assert {path.name for path in kept.iterdir()} == ({"0.state"} if task == "train" else {"0.state", "1.state"})
+    toys.kill("site1")
+    toys.start_site("site1", 1.0)
+    metrics = list(experiment.metrics())
+    np.testing.assert_allclose(experiment.last_weights()["vector"], CARRIED, rtol=0)
+    assert len({(m.round, m.site, m.task, m.metric) for m in metrics}) == len(metrics)
+    assert {m.round for m in metrics if (m.site, m.task) == ("site1", "validate_local")} == {1, 2, 3}
+    assert "the optimizer goes on from where 0.state left it" in toys.log("site1")
+    assert ("training again" in toys.log("site1")) == (task == "validate_local")
+    toys.wait_for("site1", f"killed in {task}: (done|is over)")
+    wait_until(lambda: not list((toys.logs / "sites").glob("*/*")))  # removed with the experiment
+
+
+def test_a_director_that_is_stopped_at_the_end_of_a_round_goes_on(toys: ToyFederation) -> None:
+    wait_until_online(toys, "site1", "site2")
+    rounds, seed = 60, time.time_ns()
+    generator = random.Random(seed)
+    experiment = submit(toys, "stopped often", rounds=rounds)
+    for stop in range(1, 4):
+        for metric in experiment.metrics():
+            if metric.task == "validate_local" and metric.round >= 15 * stop:
+                break
+        time.sleep(generator.uniform(0, 0.1))
+        toys.running["director"].terminate()
+        assert toys.wait("director") == 0, seed
+        assert "Traceback" not in toys.log("director"), seed
+        toys.start_director(toys.port)
+        experiment = Federation("localhost", toys.port).attach("stopped often")
+    metrics = list(experiment.metrics())
+    told = [(m.round, m.site, m.task, m.metric) for m in metrics]
+    assert len(set(told)) == len(told), seed
+    for site in ("site1", "site2"):
+        assert [r for r, *rest in told if rest == [site, "train", "loss"]] == list(range(1, rounds + 1)), seed
+    np.testing.assert_array_equal(experiment.last_weights()["vector"], 1.5 * rounds)
+    # Stopped after the last round was kept and before its end was: nothing is left to do but to say so.
+    toys.kill("director")
+    progress = toys.logs / "state" / "stopped%20often" / "progress.json"
+    progress.write_text(json.dumps(json.loads(progress.read_text()) | {"status": "in_progress"}))
+    toys.start_director(toys.port)
+    experiment = Federation("localhost", toys.port).attach("stopped often")
+    assert len(list(experiment.metrics())) == len(metrics)
+    assert experiment.status() == "finished"
