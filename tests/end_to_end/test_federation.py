@@ -97,12 +97,8 @@ def test_a_failing_task_reaches_the_notebook_and_the_next_experiment_runs(toys: 
     assert len(list(submit(toys, "mended", rounds=1).metrics())) > 0
 
 
-<<<<<<< HEAD
 @pytest.mark.shared
-def test_a_killed_trainer_is_one_failed_experiment(toys: ToyFederation) -> None:
-=======
 def test_a_trainer_that_dies_is_one_failed_attempt(toys: ToyFederation) -> None:
->>>>>>> main
     experiment = submit(toys, "killed", die_on=1.0)
     with pytest.raises(ExperimentFailed, match=r"site1 failed:\s.*SIGKILL\): killed for memory\?"):
         list(experiment.metrics())
