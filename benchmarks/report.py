@@ -1,0 +1,105 @@
+"""The tables: in Markdown, as docs/benchmarks.md shows them."""
+
+from collections.abc import Callable, Mapping
+
+from measure import Figures
+from scaling import Line
+
+TITLES = {
+    "openfl": "OpenFL 1.6",
+    "flower": "Flower 1.42",
+    "nvflare": "NVIDIA FLARE 2.9",
+    "ours": "this project",
+    "floor": "floor",
+}
+"""The systems, in the order of the table's columns."""
+
+Runs = Mapping[str, Figures]
+
+
+def comparison(small: Runs, large: Runs) -> str:
+    """A row for each figure and a column for each system, measured with a small and a large model.
+
+    A system without a large run gets dashes there. Memory is given as the peak, and as the growth of the peak from the
+    small to the large model, in models: how many copies a process holds.
+    """
+    some = next(iter(large.values()))
+    little = next(iter(small.values()))
+    size, small_size = f"{some.model_bytes / 1e6:.0f} MB", f"{little.model_bytes / 1e6:.0f} MB"
+
+    def row(title: str, runs: Runs, text: Callable[[Figures], str]) -> list[str]:
+        return [title, *(text(runs[name]) if name in runs else "–" for name in TITLES)]
+
+    def ratio(runs: Runs) -> Callable[[Figures], str]:
+        floor = runs.get("floor")
+        return lambda run: f"{run.seconds / floor.seconds:.1f}" if floor else "–"
+
+    def growth(peak: Callable[[Figures], int]) -> Callable[[Figures], str]:
+        def text(run: Figures) -> str:
+            before = small[run.system]
+            return f"{(peak(run) - peak(before)) / (run.model_bytes - before.model_bytes):.1f}"
+
+        return text
+
+    rows = [
+        row(f"round of {size}, s", large, lambda run: f"{run.seconds:.2f}"),
+        row("… times the floor", large, ratio(large)),
+        row("… between sockets, MB", large, lambda run: _known(run.wire, lambda wire: f"{wire / 1e6:.0f}")),
+        row("… in models", large, lambda run: _known(run.copies, lambda copies: f"{copies:.1f}")),
+        row("… CPU, s", large, lambda run: f"{run.cpu:.1f}"),
+        row("server, peak MB", large, lambda run: f"{run.server / 1e6:.0f}"),
+        row("… models held", large, growth(lambda run: run.server)),
+        row("site, peak MB", large, lambda run: f"{run.site / 1e6:.0f}"),
+        row("… models held", large, growth(lambda run: run.site)),
+        row(f"round of {small_size}, s", small, lambda run: f"{run.seconds:.2f}"),
+        row("largest error", small | large, lambda run: f"{run.difference:.0e}"),
+    ]
+    return table(["", *TITLES.values()], rows)
+
+
+def scaling(lines: Mapping[str, Line], sites: Line) -> str:
+    """The measured points and their lines."""
+    rows = [[f"{TITLES[name]}, two sites", *_line(line, "MB")] for name, line in lines.items()]
+    rows.append(["this project, 0.5 MB", *_line(sites, "sites")])
+    return table(["", "seconds a round", "line", "R²", "farthest point"], rows)
+
+
+def clock(measured: Mapping[str, float]) -> str:
+    """What a federation without work to do waits for."""
+    titles = {
+        "round": ("a round of 0.5 MB without training", "0.5"),
+        "start": ("submission until every envoy starts its trainer", "1"),
+        "first_task": ("submission until every site has the first model", "–"),
+        "end": ("last work at a site until the notebook knows of the end", "1"),
+    }
+    rows = [[title, f"{measured[name]:.2f}", limit] for name, (title, limit) in titles.items()]
+    return table(["", "seconds", "at most"], rows)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, columns aligned.
+
+    >>> print(table(["", "a"], [["long", "1"]]))
+    |      | a |
+    |------|---|
+    | long | 1 |
+    """
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in [head, *rows]]  # fmt: skip
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _line(line: Line, unit: str) -> list[str]:
+    points = ", ".join(f"{seconds:.2f} at {x:.0f}" for x, seconds in zip(line.x, line.seconds, strict=True))
+    return [
+        f"{points} {unit}",
+        f"{line.fixed:.2f} s + {1000 * line.slope:.1f} ms for each of the {unit}",
+        f"{line.r_squared:.3f}",
+        f"{100 * line.worst:.0f} % off",
+    ]
+
+
+def _known(value: float | None, text: Callable[[float], str]) -> str:
+    return "not measured" if value is None else text(value)
