@@ -26,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import psutil
 from addition.job import CHECKPOINT, JOB_FILE, Job, JobError
 from peers import PEERS, environment
@@ -240,7 +241,10 @@ def cost(system: str, job: Job, sampler: Sampler) -> dict[str, Any]:
     counts = {number: len(arrivals[number]) for number in range(1, job.rounds + 1)}
     if job.rounds < 3 or set(counts.values()) != {job.sites}:
         raise JobError(f"{system}: needs 3 rounds or more, and {job.sites} sites in each; sites by round: {counts}")
-    moments, wire = zip(*(max(arrivals[number]) for number in range(2, job.rounds + 1)), strict=True)
+    timed = range(2, job.rounds + 1)
+    moments = [max(arrivals[number])[0] for number in timed]
+    # The line through every site's view: one site may have sent its model before the other has received its own.
+    views = [(number, wire) for number in timed for _, wire in arrivals[number]]
     rounds = [later - earlier for earlier, later in pairwise(moments)]
     return {
         "system": system,
@@ -248,7 +252,7 @@ def cost(system: str, job: Job, sampler: Sampler) -> dict[str, Any]:
         "tensors": len(job.shapes),
         "sites": job.sites,
         "rounds": rounds,
-        "wire": (wire[-1] - wire[0]) / len(rounds),
+        "wire": float(np.polyfit(*zip(*views, strict=True), deg=1)[0]),
         "cpu": sampler.cpu(moments[0], moments[-1]) / len(rounds),
         "memory": sampler.peaks,
     }

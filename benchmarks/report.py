@@ -44,13 +44,13 @@ def comparison(small: Runs, large: Runs) -> str:
     rows = [
         row(f"round of {size}, s", large, lambda run: f"{run.seconds:.2f}"),
         row("… times the floor", large, ratio(large)),
-        row("… between sockets, MB", large, lambda run: _known(run.wire, lambda wire: f"{wire / 1e6:.0f}")),
+        row("… through sockets, MB", large, lambda run: _known(run.wire, lambda wire: f"{wire / 1e6:.0f}")),
         row("… in models", large, lambda run: _known(run.copies, lambda copies: f"{copies:.1f}")),
         row("… CPU, s", large, lambda run: f"{run.cpu:.1f}"),
         row("server, peak MB", large, lambda run: f"{run.server / 1e6:.0f}"),
-        row("… models held", large, growth(lambda run: run.server)),
+        row("server, models held", large, growth(lambda run: run.server)),
         row("site, peak MB", large, lambda run: f"{run.site / 1e6:.0f}"),
-        row("… models held", large, growth(lambda run: run.site)),
+        row("site, models held", large, growth(lambda run: run.site)),
         row(f"round of {small_size}, s", small, lambda run: f"{run.seconds:.2f}"),
         row("largest error", small | large, lambda run: f"{run.difference:.0e}"),
     ]
