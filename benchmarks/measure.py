@@ -244,7 +244,7 @@ def cost(system: str, job: Job, sampler: Sampler) -> dict[str, Any]:
     timed = range(2, job.rounds + 1)
     moments = [max(arrivals[number])[0] for number in timed]
     # The line through every site's view: one site may have sent its model before the other has received its own.
-    views = [(number, wire) for number in timed for _, wire in arrivals[number]]
+    views = np.array([(number, wire) for number in timed for _, wire in arrivals[number]], float)
     rounds = [later - earlier for earlier, later in pairwise(moments)]
     return {
         "system": system,
@@ -252,7 +252,7 @@ def cost(system: str, job: Job, sampler: Sampler) -> dict[str, Any]:
         "tensors": len(job.shapes),
         "sites": job.sites,
         "rounds": rounds,
-        "wire": float(np.polyfit(*zip(*views, strict=True), deg=1)[0]),
+        "wire": float(np.polyfit(views[:, 0], views[:, 1], deg=1)[0]),
         "cpu": sampler.cpu(moments[0], moments[-1]) / len(rounds),
         "memory": sampler.peaks,
     }

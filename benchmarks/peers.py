@@ -30,7 +30,14 @@ def environment(peer: str) -> Path:
             print(f"setting up {folder}", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            pip = [folder / "bin" / "python", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+            pip: list[str | Path] = [
+                folder / "bin" / "python",
+                "-m",
+                "pip",
+                "install",
+                "-qq",
+                "--disable-pip-version-check",
+            ]
             subprocess.run([*pip, "--no-deps", "--requirement", requirements], check=True)
             (folder / "ready").touch()
     return folder

@@ -14,7 +14,7 @@ TITLES = {
 }
 """The systems, in the order of the table's columns."""
 
-Runs = Mapping[str, Figures]
+Runs = dict[str, Figures]
 
 
 def comparison(small: Runs, large: Runs) -> str:
@@ -42,7 +42,7 @@ def comparison(small: Runs, large: Runs) -> str:
         return text
 
     rows = [
-        row(f"round of {size}, s", large, lambda run: f"{run.seconds:.2f}"),
+        row(f"round of {size}, s", large, _rounds),
         row("… times the floor", large, ratio(large)),
         row("… through sockets, MB", large, lambda run: _known(run.wire, lambda wire: f"{wire / 1e6:.0f}")),
         row("… in models", large, lambda run: _known(run.copies, lambda copies: f"{copies:.1f}")),
@@ -51,7 +51,7 @@ def comparison(small: Runs, large: Runs) -> str:
         row("server, models held", large, growth(lambda run: run.server)),
         row("site, peak MB", large, lambda run: f"{run.site / 1e6:.0f}"),
         row("site, models held", large, growth(lambda run: run.site)),
-        row(f"round of {small_size}, s", small, lambda run: f"{run.seconds:.2f}"),
+        row(f"round of {small_size}, s", small, _rounds),
         row("largest error", small | large, lambda run: f"{run.difference:.0e}"),
     ]
     return table(["", *TITLES.values()], rows)
@@ -89,6 +89,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
              for row in [head, *rows]]  # fmt: skip
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _rounds(run: Figures) -> str:
+    """The median round, and the fastest and the slowest."""
+    return f"{run.seconds:.2f} ({min(run.rounds):.2f}–{max(run.rounds):.2f})"
 
 
 def _line(line: Line, unit: str) -> list[str]:

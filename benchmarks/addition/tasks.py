@@ -9,7 +9,7 @@ from openfl.plugins.frameworks_adapters.framework_adapter_interface import Frame
 from addition.job import Job, SiteModel
 
 
-class Adapter(FrameworkAdapterPluginInterface):
+class Adapter(FrameworkAdapterPluginInterface):  # type: ignore[misc]
     """Between OpenFL's dictionaries and the model."""
 
     @staticmethod
@@ -25,7 +25,7 @@ class Adapter(FrameworkAdapterPluginInterface):
         model.load(tensor_dict)
 
 
-class Provider(ModelInterface):
+class Provider(ModelInterface):  # type: ignore[misc]
     """Makes the model where it is used; what travels is only this recipe."""
 
     def __init__(self, initial: bool = False) -> None:
@@ -49,7 +49,7 @@ class Provider(ModelInterface):
         return self.__dict__ | {"model": None, "initial": False}
 
 
-class Examples(DataInterface):
+class Examples(DataInterface):  # type: ignore[misc]
     """A site's shard descriptor, which has its number and its size."""
 
     @property
@@ -81,14 +81,14 @@ class Examples(DataInterface):
 TASKS = TaskInterface()
 
 
-@TASKS.register_fl_task(model="model", data_loader="data", device="device", optimizer="optimizer", round_num="done")
+@TASKS.register_fl_task(model="model", data_loader="data", device="device", optimizer="optimizer", round_num="done")  # type: ignore[untyped-decorator]
 def train(model: SiteModel, data: Examples, device: str, optimizer: Any, done: int) -> dict[str, float]:
     """One round."""
     model.train(int(data.shard_descriptor.value), done + 1)
     return {"loss": 0.0}
 
 
-@TASKS.register_fl_task(model="model", data_loader="data", device="device")
+@TASKS.register_fl_task(model="model", data_loader="data", device="device")  # type: ignore[untyped-decorator]
 def validate(model: SiteModel, data: Examples, device: str) -> dict[str, float]:
     """Nothing is measured; the time is noted, since the last validation is an experiment's last work."""
     model.job.note("validated", int(data.shard_descriptor.value), 0)

@@ -21,7 +21,7 @@ OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_leng
 SERVICE = "floor.Floor"
 
 
-class Server(grpc.GenericRpcHandler):
+class Server(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Holds the model and the running sum of the next one, both flat."""
 
     def __init__(self, job: Job) -> None:
@@ -78,7 +78,7 @@ class Server(grpc.GenericRpcHandler):
 
 def chunks(flat: np.ndarray) -> Iterator[bytes]:
     """The bytes of an array, in order."""
-    view = memoryview(flat).cast("B")
+    view = flat.data.cast("B")
     for start in range(0, len(view), CHUNK):
         yield bytes(view[start : start + CHUNK])
 

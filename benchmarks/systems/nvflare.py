@@ -57,6 +57,6 @@ def provision(program: Path, folder: Path, sites: int, env: dict[str, str]) -> P
     }
     path = folder / "project.yml"
     path.write_text(yaml.safe_dump(project, sort_keys=False))
-    command = [program, "provision", "-p", path, "-w", folder / "kits"]
+    command: list[str | Path] = [program, "provision", "-p", path, "-w", folder / "kits"]
     subprocess.run(command, env=env, check=True, capture_output=True, cwd=folder)
     return folder / "kits" / "addition" / "prod_00"

@@ -56,7 +56,7 @@ def start(job: Job, folder: Path, processes: Tagged) -> None:
             {"params": {"cuda_devices": [], "install_requirements": False}, "shard_descriptor": shard},
         )
         where = ["--disable-tls", "-ec", config.name, "-dh", "localhost", "-dp", str(DIRECTOR_PORT)]
-        command = [FX, "envoy", "start", "-n", f"site{site}", *where]
+        command: list[str | Path] = [FX, "envoy", "start", "-n", f"site{site}", *where]
         processes.start(f"site{site}", *command, cwd=config.parent, env={"PYTHONPATH": str(TOYS)})
         processes.wait_for(f"site{site}", "Shard was accepted")
 

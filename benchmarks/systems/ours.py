@@ -10,7 +10,7 @@ from processes import ToyFederation
 from federation.experiment import Experiment, Federation
 
 
-class AdditionFederation(Tagged, ToyFederation):  # type: ignore[misc]
+class AdditionFederation(Tagged, ToyFederation):
     """A director, and sites that hold their number and their weight."""
 
     def __init__(self, job: Job) -> None:

@@ -105,7 +105,13 @@ def test_the_tables() -> None:
     lines = [line.split("|") for line in report.comparison(small, large).splitlines()]
     rows = {cells[1].strip(): cells for cells in lines}
     assert [cell.strip() for cell in rows["… times the floor"][-3:-1]] == ["1.5", "1.0"]
-    assert [cell.strip() for cell in rows["round of 200 MB, s"][2:-1]] == ["–", "–", "–", "3.00", "2.00"]
+    assert [cell.strip() for cell in rows["round of 200 MB, s"][2:-1]] == [
+        "–",
+        "–",
+        "–",
+        "3.00 (3.00–3.00)",
+        "2.00 (2.00–2.00)",
+    ]
     assert [cell.strip() for cell in rows["… in models"][-3:-1]] == ["4.0", "4.0"]
     assert [cell.strip() for cell in rows["server, models held"][-3:-1]] == ["1.5", "2.0"]
 
