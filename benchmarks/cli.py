@@ -43,6 +43,8 @@ def compare(size: Size = "base", rounds: Rounds = 7, systems: Systems = LARGE, s
             runs[which][system] = measure.measure(system, job)
     keep("compare", {which: {name: asdict(run) for name, run in each.items()} for which, each in runs.items()})
     print(report.comparison(runs["small"], runs["large"]), flush=True)
+    if "ours" in runs["small"] and "ours" in runs["large"]:
+        print(f"\n{report.goals(runs['small'], runs['large'])}", flush=True)
 
 
 @app.command("scaling")
@@ -52,9 +54,12 @@ def scale(rounds: Rounds = 7) -> None:
     lines = {name: scaling.with_bytes(name, RESULTS / name, rounds) for name in ("ours", "floor")}
     say("sites")
     sites = scaling.with_sites(RESULTS / "ours", rounds)
-    keep("scaling", {"bytes": {name: asdict(line) for name, line in lines.items()}, "sites": asdict(sites)})
+    say("the director's memory over sites")
+    model_bytes, peaks = scaling.director_memory(RESULTS / "ours")
+    kept = {"bytes": {name: asdict(line) for name, line in lines.items()}, "sites": asdict(sites), "director": peaks}
+    keep("scaling", kept)
     scaling.plot({report.TITLES[name]: line for name, line in lines.items()}, sites, HOUSE / "docs" / "scaling.png")
-    print(report.scaling(lines, sites), flush=True)
+    print(f"{report.scaling(lines, sites)}\n\n{report.director_memory(model_bytes, peaks)}", flush=True)
 
 
 @app.command()
@@ -68,7 +73,7 @@ def clock(rounds: Rounds = 10) -> None:
 
 @app.command("all")
 def everything(size: Size = "base") -> None:
-    """All of it: some twenty minutes on two cores."""
+    """All of it: half an hour on two cores."""
     clock()
     print()
     scale()

@@ -28,7 +28,7 @@ from typing import Any, Self
 
 import numpy as np
 import psutil
-from addition.job import CHECKPOINT, JOB_FILE, Job, JobError
+from addition.job import JOB_FILE, Job, JobError
 from peers import PEERS, environment
 from processes import Processes
 
@@ -179,9 +179,17 @@ def measure(system: str, job: Job) -> Figures:
         environment(system)  # the namespaces have no way to the package index
     figures = in_namespaces("system", job, system)
     figures["difference"] = job.difference()
-    for each in CHECKPOINT, f".{CHECKPOINT}":
-        (Path(job.folder) / each).unlink(missing_ok=True)
+    keep_logs(Path(job.folder))
     return Figures(**figures)
+
+
+def keep_logs(folder: Path) -> None:
+    """Forget what a run that went well has left, but for logs and figures: models are large."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix not in (".log", ".json", ".jsonl"):
+            path.unlink()
 
 
 def in_namespaces(what: str, job: Job, *arguments: str) -> dict[str, Any]:

@@ -60,6 +60,12 @@ def with_sites(folder: Path, rounds: int, sites: Sequence[int] = SITES) -> Line:
     return fit([float(run.sites) for run in runs], [run.seconds for run in runs])
 
 
+def director_memory(folder: Path, sites: Sequence[int] = (2, 4, 8)) -> tuple[int, dict[int, int]]:
+    """Bytes of a model of 64 MB, and the director's peak by the number of sites."""
+    runs = [measure("ours", Job(shapes("64"), count, 4, str(folder))) for count in sites]
+    return runs[0].model_bytes, {run.sites: run.server for run in runs}
+
+
 def clock(folder: Path, rounds: int) -> dict[str, float]:
     """Medians over three experiments of a tiny model, one after the other on the same idle envoys, in seconds.
 

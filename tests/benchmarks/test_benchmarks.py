@@ -114,6 +114,12 @@ def test_the_tables() -> None:
     ]
     assert [cell.strip() for cell in rows["… in models"][-3:-1]] == ["4.0", "4.0"]
     assert [cell.strip() for cell in rows["server, models held"][-3:-1]] == ["1.5", "2.0"]
+    large["nvflare"] = run("nvflare", 2.5, 200, 900)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.goals(small, large).splitlines()]
+    assert ["round, times the floor", "1.50", "at most 2", "yes"] in lines
+    assert ["director, peak MB", "450", "at most 1000", "yes"] in lines
+    assert ["NVIDIA FLARE 2.9's time over ours", "0.83", "above 1", "no"] in lines
+    assert ["NVIDIA FLARE 2.9's server's memory over ours", "2.00", "above 1", "yes"] in lines
 
 
 @pytest.mark.parametrize("module", [measure, report, scaling])
