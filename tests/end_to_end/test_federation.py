@@ -47,6 +47,7 @@ def values(metrics: list[Metric], site: str, task: str, metric: str) -> dict[int
     return {m.round: m.value for m in metrics if (m.site, m.task, m.metric) == (site, task, metric)}
 
 
+@pytest.mark.shared
 def test_an_experiment_from_submission_to_models(toys: ToyFederation) -> None:
     experiment = submit(toys, "plain", rounds=3)
     metrics = list(experiment.metrics())
@@ -62,6 +63,7 @@ def test_an_experiment_from_submission_to_models(toys: ToyFederation) -> None:
     np.testing.assert_allclose(in_fewer_bits.last_weights()["vector"], 4.5, rtol=1e-2)
 
 
+@pytest.mark.shared
 def test_whoever_asks_is_told(toys: ToyFederation) -> None:
     """Every reader gets every metric, and every question for work an answer: a lost connection leaves one behind."""
     with grpc.insecure_channel(f"localhost:{toys.port}") as channel:
@@ -75,6 +77,7 @@ def test_whoever_asks_is_told(toys: ToyFederation) -> None:
         assert [question.result(5).experiment_name for question in questions] == ["twice", "twice"]
 
 
+@pytest.mark.shared
 def test_nothing_waits_on_a_clock(toys: ToyFederation) -> None:
     experiment = submit(toys, "quick", rounds=10)
     times = [(metric.round, time.monotonic()) for metric in experiment.metrics() if metric.task == "train"]
@@ -82,6 +85,7 @@ def test_nothing_waits_on_a_clock(toys: ToyFederation) -> None:
     assert between / 9 < 1.0, f"{between / 9:.2f} s a round; the engine as it comes needs over 12 s"
 
 
+@pytest.mark.shared
 def test_a_failing_task_reaches_the_notebook_and_the_next_experiment_runs(toys: ToyFederation) -> None:
     experiment = submit(toys, "broken", raise_on=2.0, in_round=1)
     started = time.monotonic()
@@ -93,7 +97,12 @@ def test_a_failing_task_reaches_the_notebook_and_the_next_experiment_runs(toys: 
     assert len(list(submit(toys, "mended", rounds=1).metrics())) > 0
 
 
+<<<<<<< HEAD
+@pytest.mark.shared
+def test_a_killed_trainer_is_one_failed_experiment(toys: ToyFederation) -> None:
+=======
 def test_a_trainer_that_dies_is_one_failed_attempt(toys: ToyFederation) -> None:
+>>>>>>> main
     experiment = submit(toys, "killed", die_on=1.0)
     with pytest.raises(ExperimentFailed, match=r"site1 failed:\s.*SIGKILL\): killed for memory\?"):
         list(experiment.metrics())
@@ -110,13 +119,14 @@ def test_a_trainer_that_dies_is_one_failed_attempt(toys: ToyFederation) -> None:
     assert "SIGKILL): killed for memory?" in toys.log("site1")
 
 
+@pytest.mark.shared
 def test_a_second_experiment_runs_its_own_code(toys: ToyFederation, tmp_path: Path) -> None:
-    assert submit_and_finish(toys, "before") == pytest.approx(1.5)
+    assert submit_and_finish(toys, "old code") == pytest.approx(1.5)
     changed = tmp_path / "changed" / "toy"
     shutil.copytree(TOYS / "toy", changed)
     source = changed / "experiment.py"
     source.write_text(source.read_text().replace("STEP = 1.0", "STEP = 10.0"))
-    assert submit_and_finish(toys, "after", package=changed) == pytest.approx(15.0)
+    assert submit_and_finish(toys, "new code", package=changed) == pytest.approx(15.0)
 
 
 def submit_and_finish(toys: ToyFederation, name: str, package: Path = TOYS / "toy") -> float:
@@ -143,6 +153,7 @@ def took_part(metrics: list[Metric]) -> dict[str, dict[int, float]]:
     return {site: values(metrics, site, "round", "took_part") for site in ("site1", "site2")}
 
 
+@pytest.mark.shared
 def test_values_that_are_not_numbers_are_refused(toys: ToyFederation) -> None:
     with pytest.raises(
         ExperimentFailed, match=r"(?s)site2, round 1, task train.*tensor vector holds values that are not"
@@ -173,6 +184,7 @@ def test_an_envoy_that_stays_away_is_left_out_by_policy(toys: ToyFederation) -> 
     assert submit_and_finish(toys, "next") == pytest.approx(1.5)
 
 
+@pytest.mark.shared
 def test_a_slow_site_is_left_out_of_its_round_and_is_back_in_the_next(toys: ToyFederation) -> None:
     policy = RoundPolicy(minimum_sites=1, round_seconds=2)
     experiment = submit(toys, "slow", rounds=4, policy=policy, sleep_on=2.0, in_round=1, seconds=5)
