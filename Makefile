@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all that a newcomer needs; both set up .venv first, once.
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 .SUFFIXES:
 
 READY := .venv/ready
@@ -13,6 +13,9 @@ test: $(READY)  ## lint, types and every test
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest
+
+bench: $(READY)  ## what a federation costs, beside Flower, NVIDIA FLARE, stock OpenFL and the limit; see docs/benchmarks.md
+	@$(PY) benchmarks all
 
 $(READY): pyproject.toml constraints.txt tools/setup.sh
 	@tools/setup.sh

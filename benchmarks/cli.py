@@ -1,0 +1,120 @@
+"""How fast and how heavy a federation is, beside others and beside the limit; see docs/benchmarks.md."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import measure
+import report
+import scaling
+import typer
+from addition import Job, JobError
+from sizes import shapes
+
+HOUSE = Path(__file__).resolve().parents[1]
+RESULTS = HOUSE / "benchmarks" / "results"
+SMALL = "16"
+ALL, LARGE = "floor,ours,flower,nvflare,openfl", "floor,ours,flower,nvflare"
+
+Size = Annotated[str, typer.Option(help='"base" (378 MB), "tiny" (0.5 MB), or megabytes')]
+Systems = Annotated[str, typer.Option(help=f"which systems, with commas: {ALL}")]
+Rounds = Annotated[int, typer.Option(min=3, help="rounds; the first two models are not timed")]
+
+app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def one(system: str, size: Size = "tiny", rounds: Rounds = 7, sites: int = 2) -> None:
+    """Measure one system, and print its figures as JSON."""
+    figures = measure.measure(system, Job(shapes(size), sites, rounds, str(RESULTS / system)))
+    print(json.dumps(asdict(figures) | {"seconds": figures.seconds, "copies": figures.copies}, indent=2))
+
+
+@app.command()
+def compare(size: Size = "base", rounds: Rounds = 7, systems: Systems = LARGE, small_systems: Systems = ALL) -> None:
+    """Have every system do the same job, a small one first, and print what it cost."""
+    runs: dict[str, dict[str, measure.Figures]] = {"small": {}, "large": {}}
+    for which, names, megabytes in (("small", small_systems, SMALL), ("large", systems, size)):
+        for system in names.split(","):
+            say(f"{system}, {megabytes} MB" if megabytes != "base" else f"{system}, wav2vec2-base")
+            job = Job(shapes(megabytes), 2, rounds, str(RESULTS / system))
+            runs[which][system] = measure.measure(system, job)
+    keep("compare", {which: {name: asdict(run) for name, run in each.items()} for which, each in runs.items()})
+    print(report.comparison(runs["small"], runs["large"]), flush=True)
+    if "ours" in runs["small"] and "ours" in runs["large"]:
+        print(f"\n{report.goals(runs['small'], runs['large'])}", flush=True)
+
+
+@app.command("scaling")
+def scale(rounds: Rounds = 7) -> None:
+    """Time rounds of this project's federation over bytes and over sites, and draw docs/scaling.png."""
+    say("bytes")
+    lines = {name: scaling.with_bytes(name, RESULTS / name, rounds) for name in ("ours", "floor")}
+    say("sites")
+    sites = scaling.with_sites(RESULTS / "ours", rounds)
+    say("the director's memory over sites")
+    model_bytes, peaks = scaling.director_memory(RESULTS / "ours")
+    kept = {"bytes": {name: asdict(line) for name, line in lines.items()}, "sites": asdict(sites), "director": peaks}
+    keep("scaling", kept)
+    scaling.plot({report.TITLES[name]: line for name, line in lines.items()}, sites, HOUSE / "docs" / "scaling.png")
+    print(f"{report.scaling(lines, sites)}\n\n{report.director_memory(model_bytes, peaks)}", flush=True)
+
+
+@app.command()
+def clock(rounds: Rounds = 10) -> None:
+    """Time what a federation does when there is nothing to do."""
+    say("clock")
+    measured = scaling.clock(RESULTS / "clock", rounds)
+    keep("clock", measured)
+    print(report.clock(measured), flush=True)
+
+
+@app.command("all")
+def everything(size: Size = "base") -> None:
+    """All of it: half an hour on two cores."""
+    clock()
+    print()
+    scale()
+    print()
+    compare(size)
+
+
+@app.command(hidden=True)
+def inside_system(system: str, private: bool = False) -> None:
+    """Run one system in this process's namespaces."""
+    prepare(private)
+    measure.inside_system(system, private)
+
+
+@app.command(hidden=True)
+def inside_clock(private: bool = False) -> None:
+    """Run the clock's experiments in this process's namespaces."""
+    prepare(private)
+    scaling.inside_clock()
+
+
+def prepare(private: bool) -> None:
+    """Make new namespaces usable."""
+    if private:
+        measure.loopback_up()
+
+
+def keep(name: str, figures: object) -> None:
+    """Write figures to benchmarks/results/."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2))
+
+
+def say(what: str) -> None:
+    """Tell on standard error what is measured now; standard output gets only tables."""
+    print(f"measuring {what} ...", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    try:
+        app()
+    except (JobError, ValueError) as error:
+        sys.exit(f"benchmarks: {error}")

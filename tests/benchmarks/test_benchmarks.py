@@ -1,0 +1,129 @@
+"""The benchmark's own job: both ends of the comparison compute it, and what computes something else is found out."""
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HOUSE = Path(__file__).resolve().parents[2]
+sys.path.append(str(HOUSE / "benchmarks"))
+
+import measure  # noqa: E402
+import report  # noqa: E402
+import scaling  # noqa: E402
+from addition import Job, JobError  # noqa: E402
+from sizes import shapes  # noqa: E402
+
+SHAPES = {"matrix": (100, 1000), "cube": (4, 50, 500), "one": (1,)}
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("system", ["floor", "ours"])
+def test_real_processes_do_the_job(system: str, tmp_path: Path) -> None:
+    figures = measure.measure(system, Job(SHAPES, sites=2, rounds=8, folder=str(tmp_path / "run")))
+    assert figures.difference < 1e-4
+    assert len(figures.rounds) == 6
+    assert figures.seconds > 0
+    assert set(figures.memory) >= {"server", "site1", "site2"}
+    assert min(figures.memory.values()) > 10e6  # no Python process is smaller
+    if figures.wire is not None:  # the machine allows namespaces: two sites, once down and once up
+        assert 3.5 < figures.copies < 4.8
+
+
+def averaged(job: Job, sites: list[int], weight_of=None) -> dict[str, np.ndarray]:
+    """The job by hand: what these sites' averages come to."""
+    model = job.initial_model()
+    for round_number in range(1, job.rounds + 1):
+        weights = [(weight_of or job.weight)(site) for site in sites]
+        steps = [float(job.step(site, round_number)) for site in sites]
+        for tensor in model.values():
+            tensor += np.float32(np.average(steps, weights=weights))
+    return model
+
+
+def test_the_closed_form_is_what_averaging_by_hand_gives(tmp_path: Path) -> None:
+    job = Job(SHAPES, sites=3, rounds=5, folder=str(tmp_path))
+    job.checkpoint(averaged(job, [1, 2, 3]))
+    assert job.difference() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("sites", "weight_of"), [([1], None), ([2, 1], lambda site: 1), ([1, 2], lambda site: 30 - 10 * site)]
+)
+def test_a_lost_update_or_a_wrong_weight_is_found_out(tmp_path: Path, sites: list[int], weight_of) -> None:
+    job = Job(SHAPES, sites=2, rounds=3, folder=str(tmp_path))
+    job.checkpoint(averaged(job, sites, weight_of))
+    with pytest.raises(JobError, match="off by"):
+        job.difference()
+
+
+def test_other_tensors_are_found_out(tmp_path: Path) -> None:
+    job = Job(SHAPES, sites=2, rounds=3, folder=str(tmp_path))
+    for wrong in ({"one": np.zeros(2, np.float32)}, {"cube": np.zeros((4, 50, 500))}, {"more": np.zeros(1)}):
+        with pytest.raises(JobError, match=rf"other tensors than the job's: {next(iter(wrong))}"):
+            job.checkpoint(job.initial_model() | wrong)
+
+
+def test_a_system_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"(?s)logs: .*No module named 'systems.none'"):
+        measure.measure("none", Job(SHAPES, sites=2, rounds=3, folder=str(tmp_path / "run")))
+
+
+def test_sizes_are_those_of_wav2vec2() -> None:
+    base, small = shapes("base"), shapes("16")
+    assert sum(int(np.prod(shape)) for shape in base.values()) == 94_571_660
+    assert len(base) == len(small) == 215
+    assert sum(4 * int(np.prod(shape)) for shape in small.values()) == pytest.approx(16e6, rel=0.05)
+    for wrong in ("huge", "0", "400"):
+        with pytest.raises(ValueError, match=f"size '?{wrong}'?"):
+            shapes(wrong)
+
+
+def test_the_commands_of_the_documentation() -> None:
+    told = (HOUSE / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\.venv/bin/python benchmarks (\w+)", told, re.MULTILINE)
+    assert set(commands) == {"compare", "scaling", "clock", "one"}
+    for command in commands:
+        shown = subprocess.run(
+            [sys.executable, "benchmarks", command, "--help"], cwd=HOUSE, capture_output=True, text=True, check=True
+        ).stdout
+        for option in re.findall(rf"benchmarks {command}\b.*?(--[a-z-]+)", told):
+            assert option in shown
+
+
+def test_the_tables() -> None:
+    def run(system: str, seconds: float, megabytes: int, server: int) -> measure.Figures:
+        memory = {"server": server * 1_000_000, "site1": 50_000_000, "site2": 60_000_000}
+        return measure.Figures(system, megabytes * 1_000_000, 3, 2, [seconds], 8e8, 1.5, memory, 1e-6)
+
+    small = {"floor": run("floor", 0.5, 100, 200), "ours": run("ours", 1.0, 100, 300)}
+    large = {"floor": run("floor", 2.0, 200, 400), "ours": run("ours", 3.0, 200, 450)}
+    lines = [line.split("|") for line in report.comparison(small, large).splitlines()]
+    rows = {cells[1].strip(): cells for cells in lines}
+    assert [cell.strip() for cell in rows["… times the floor"][-3:-1]] == ["1.5", "1.0"]
+    assert [cell.strip() for cell in rows["round of 200 MB, s"][2:-1]] == [
+        "–",
+        "–",
+        "–",
+        "3.00 (3.00–3.00)",
+        "2.00 (2.00–2.00)",
+    ]
+    assert [cell.strip() for cell in rows["… in models"][-3:-1]] == ["4.0", "4.0"]
+    assert [cell.strip() for cell in rows["server, models held"][-3:-1]] == ["1.5", "2.0"]
+    large["nvflare"] = run("nvflare", 2.5, 200, 900)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.goals(small, large).splitlines()]
+    assert ["round, times the floor", "1.50", "at most 2", "yes"] in lines
+    assert ["director, peak MB", "450", "at most 1000", "yes"] in lines
+    assert ["NVIDIA FLARE 2.9's time over ours", "0.83", "above 1", "no"] in lines
+    assert ["NVIDIA FLARE 2.9's server's memory over ours", "2.00", "above 1", "yes"] in lines
+
+
+@pytest.mark.parametrize("module", [measure, report, scaling])
+def test_examples(module) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
