@@ -137,6 +137,7 @@ class Network:
             folder = HOSTS / (self._prefix + host)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "hosts").write_text("\n".join(lines) + "\n")
+            (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # nobody is there, and says so at once
 
     def _rules(self, action: str, hosts: tuple[str, ...]) -> None:
         for host in hosts:
