@@ -60,6 +60,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         self.tensor_db = TensorStore()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._turn = threading.Condition()
+        self._questions: dict[str, object] = {}
         self._stopped = False
         self.best_model_score: float | None = None
         self._released = False
@@ -78,12 +79,18 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         return self._finished
 
     def get_tasks(self, collaborator_name: str) -> tuple[Any, int, int, bool]:
-        """Tasks, round, seconds to sleep (always 0), quit; waits while there is nothing to do."""
+        """Tasks, round, seconds to sleep (always 0), quit; waits while there is nothing to do.
+
+        One question of a site waits at a time: an earlier one is of a connection that has broken, and holds a thread.
+        """
         deadline = time.monotonic() + TURN_TIMEOUT
         with self._turn:
+            question = self._questions[collaborator_name] = object()
+            self._turn.notify_all()
             while True:
                 tasks, round_number, _, quit_now = super().get_tasks(collaborator_name)
-                if tasks or quit_now or time.monotonic() >= deadline:
+                late = time.monotonic() >= deadline or self._questions[collaborator_name] is not question
+                if tasks or quit_now or late:
                     return tasks, round_number, 0, quit_now
                 if self._released:
                     return None, round_number, 1, False  # the director is leaving: ask again, until it is back
@@ -115,6 +122,8 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         Raises:
             ValueError: a trained tensor has a name, a shape or a value that it must not have; says which.
         """
+        if data_size < 1:
+            raise ValueError(f"task {task_name} was done on {data_size} samples; at least 1 is needed for a mean")
         self._check(named_tensors)
         super().send_local_task_results(collaborator_name, round_number, task_name, data_size, named_tensors)
 
@@ -210,7 +219,12 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
     def _end_of_round_check(self) -> None:
         for site in self._sites if self.round_number < self.rounds_to_train - 1 else ():
             self._record("round", "took_part", float(site in self.collaborators_done), origin=site)
-        super()._end_of_round_check()
+        try:
+            super()._end_of_round_check()
+        except Exception as error:  # in the thread of whichever site was last, which is not to blame
+            logger.exception("round %d cannot be closed", self.round_number)
+            self.on_failure(f"round {self.round_number + 1}: the sites' results do not go together: {error!r}")
+            return
         self.on_round()
         self._finished = bool(self.round_number >= self.rounds_to_train)
         with self._turn:

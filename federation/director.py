@@ -28,6 +28,8 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
+import zipfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,16 +43,26 @@ from openfl.component.director import Director as EngineDirector
 from openfl.component.director.experiment import Experiment as EngineExperiment
 from openfl.component.director.experiment import Status
 from openfl.federated import Plan
-from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grpc
-from openfl.protocols.utils import get_headers
+from openfl.pipelines import NoCompressionPipeline
+from openfl.protocols import aggregator_pb2_grpc, base_pb2, director_pb2, director_pb2_grpc
+from openfl.protocols.utils import deconstruct_model_proto, get_headers
 from openfl.transport import DirectorGRPCServer as EngineServer
-from openfl.transport.grpc.grpc_channel_options import channel_options
+from openfl.transport.grpc.exceptions import ShardNotFoundError
 
 from federation.access import Access, guards
+from federation.edge import (
+    ARCHIVE_BYTES,
+    NAME_CHARACTERS,
+    SERVER_OPTIONS,
+    SITES,
+    Edge,
+    experiment_name_problem,
+    shard_problem,
+)
 from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
 from federation.logs import configure_logging
 from federation.presence import Presence
-from federation.router import AggregatorRouter
+from federation.router import MALFORMED, AggregatorRouter
 from federation.settings import DirectorSettings, load_director
 from federation.site_client import INSTEAD_OF, PROCESS
 from federation.state import ExperimentState
@@ -245,6 +257,9 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
             self.state.save(progress, last=aggregator.last_tensor_dict, best=aggregator.best_tensor_dict)
         except OSError as error:
             self._cannot_keep(f"round {aggregator.round_number}", error)
+        except Exception as error:
+            logger.exception("experiment %s: round %d cannot be kept", self.name, aggregator.round_number)
+            self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error!r}")
 
     def _cannot_keep(self, what: str, error: OSError) -> None:
         """End the experiment: what is not on disk would be lost with the director, and nobody would know."""
@@ -315,6 +330,8 @@ class Director(EngineDirector):  # type: ignore[misc]
         if offered != wanted:
             logger.error("envoy %s: refused, its shapes are %s and this federation's are %s", name, offered, wanted)
             return False
+        if len(self._shard_registry) >= SITES and name not in self._shard_registry:
+            raise ValueError(f"{SITES} sites have registered; no more can")
         shard_info["node_info"].setdefault("cuda_devices", [])
         self._shard_registry[name] = {
             "shard_info": shard_info,
@@ -325,6 +342,31 @@ class Director(EngineDirector):  # type: ignore[misc]
         }
         logger.info("envoy %s: registered", name)
         return True
+
+    def update_envoy_status(
+        self, *, envoy_name: str, is_experiment_running: bool, cuda_devices_status: Any = None
+    ) -> int:
+        """Note how an envoy is; returns the seconds after which it should say so again.
+
+        Raises:
+            ShardNotFoundError: it has not registered.
+        """
+        entry = self._shard_registry.get(envoy_name)
+        if entry is None:
+            raise ShardNotFoundError(f"no envoy {envoy_name} has registered with this director")
+        entry["last_updated"] = time.time()
+        entry["is_experiment_running"] = is_experiment_running
+        registered = entry["shard_info"]["node_info"]["cuda_devices"]
+        if cuda_devices_status and len(cuda_devices_status) == len(registered):
+            registered[:] = cuda_devices_status
+        return int(self.envoy_health_check_period)
+
+    def get_experiments_list(self, caller: str) -> list[dict[str, Any]]:
+        """Name, status and number of sites of each of the caller's experiments."""
+        mine = self.experiments_registry.get_user_experiments(caller)
+        return [
+            {"name": each.name, "status": each.status, "collaborators_amount": len(each.collaborators)} for each in mine
+        ]
 
     def knows(self, site: str) -> bool:
         """Whether an envoy has registered under this name since the director was started."""
@@ -350,10 +392,16 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Queue an experiment.
 
         Raises:
-            SubmissionRefused: no envoy to run it on, or its name is taken.
+            SubmissionRefused: no envoy to run it on, its name cannot be used or is taken, or it is not an experiment.
         """
+        if problem := experiment_name_problem(experiment_name):
+            raise SubmissionRefused(problem)
         if not list(collaborator_names):
             raise SubmissionRefused("no envoy is online; start one with envoy/start_envoy.sh and submit again")
+        if unknown := set(collaborator_names) - self._shard_registry.keys():
+            raise SubmissionRefused(f"this director knows no site {', '.join(sorted(unknown))[:200]}")
+        if not tensor_dict or not _holds_plan(experiment_archive_path):
+            raise SubmissionRefused("what was sent holds no plan or no model; submit with Federation.submit")
         if experiment_name in self.experiments_registry:
             raise SubmissionRefused(
                 f"there is already an experiment named {experiment_name}; give this one another name"
@@ -475,8 +523,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def _run_server(self) -> None:
         pool = ThreadPoolExecutor(COLLABORATOR_THREADS, thread_name_prefix="collaborator")
-        options = [*channel_options, ("grpc.so_reuseport", 0)]
-        self.server = grpc.aio.server(migration_thread_pool=pool, interceptors=self.guards, options=options)
+        interceptors = (Edge(pool), *self.guards)
+        self.server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
         router = AggregatorRouter(self.director.experiments_registry.aggregator_of, self.tls)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
@@ -500,10 +548,35 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def SetNewExperiment(self, stream: Any, context: Any) -> Any:  # noqa: N802
         """Take an experiment from a notebook, or say why not."""
+        archive = self.root_dir / uuid.uuid4().hex
         try:
-            return await super().SetNewExperiment(stream, context)
+            sent = await _receive(stream, archive)
+            tensors, _ = deconstruct_model_proto(sent.model_proto, NoCompressionPipeline())
+            await self.director.set_new_experiment(
+                experiment_name=sent.name,
+                sender_name=self.get_caller(context),
+                tensor_dict=tensors,
+                collaborator_names=sent.collaborator_names,
+                experiment_archive_path=archive,
+            )
         except SubmissionRefused as refusal:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+        except MALFORMED as error:
+            raise ValueError(f"this is not an experiment: {error}") from error
+        except OSError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, disk_problem("the experiment", error))
+        finally:
+            archive.unlink(missing_ok=True)
+        return director_pb2.SetNewExperimentResponse(accepted=True)
+
+    async def GetExperimentDescription(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """How one of the caller's experiments stands."""
+        experiments = self.director.get_experiments_list(self.get_caller(context))
+        known = [each for each in experiments if each["name"] == request.name]
+        if not known:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "this director knows no such experiment of this caller")
+        description = base_pb2.ExperimentDescription(name=request.name, status=known[0]["status"])
+        return director_pb2.GetExperimentDescriptionResponse(experiment=description)
 
     async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Metrics to a notebook; ends with an error if the experiment did."""
@@ -515,6 +588,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def UpdateShardInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Register an envoy, unless another one that is alive has its name."""
+        if problem := shard_problem(request.shard_info):
+            raise ValueError(problem)
         site, process = request.shard_info.node_info.name, _process(context)
         if not await self.director.presence.claim(site, process):
             logger.error("envoy %s: refused, another envoy of this name is there; peer %s", site, context.peer())
@@ -562,7 +637,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
     async def _hear(self, site: str, context: Any) -> None:
         """Note that this site's envoy has called; one that has not registered, or not under its own name, is told."""
         if not self.director.knows(site):
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no envoy {site} has registered with this director")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no envoy {site[:NAME_CHARACTERS]} has registered here")
         if not self.director.hear(site, _process(context)):
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, _taken(site))
 
@@ -570,11 +645,39 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         """Go on only for a site of the experiment; with TLS its name has been checked (`federation.access`)."""
         experiment = self.director.experiments_registry.get(request.experiment_name)
         if experiment is None:
-            reason = f"this director knows no experiment {request.experiment_name}"
+            reason = f"this director knows no experiment {request.experiment_name[:NAME_CHARACTERS]}"
             await context.abort(grpc.StatusCode.NOT_FOUND, reason)
         if request.collaborator_name not in experiment.collaborators:
-            reason = f"{request.collaborator_name} is not a site of experiment {request.experiment_name}"
+            reason = f"{request.collaborator_name[:NAME_CHARACTERS]} is not a site of experiment {experiment.name}"
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
+
+
+async def _receive(stream: Any, archive: Path) -> Any:
+    """Write the archive of a submission to a file; returns its last message, which has all else.
+
+    Raises:
+        ValueError: nothing was sent, more than `ARCHIVE_BYTES`, or parts that are not what they say.
+        OSError: the disk does not take it.
+    """
+    message, size = None, 0
+    with archive.open("wb") as file:
+        async for message in stream:
+            part = message.experiment_data
+            size += len(part.npbytes)
+            if part.size != len(part.npbytes) or size > ARCHIVE_BYTES:
+                raise ValueError(f"an archive of over {ARCHIVE_BYTES} bytes, or parts that are not of the stated size")
+            file.write(part.npbytes)
+    if message is None:
+        raise ValueError("nothing was sent")
+    return message
+
+
+def _holds_plan(archive: Path) -> bool:
+    try:
+        with zipfile.ZipFile(archive) as shipped:
+            return "plan/plan.yaml" in shipped.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
 
 
 def _process(context: Any) -> str:

@@ -13,7 +13,12 @@ import grpc
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 from openfl.transport import AggregatorGRPCServer
 
+from federation.edge import RESULTS_BYTES, bounded
+
 logger = logging.getLogger(__name__)
+
+MALFORMED = (ValueError, AssertionError, LookupError, TypeError)
+"""What the engine's reading of a message raises when something in it is missing, or is of another kind."""
 
 
 class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[misc]
@@ -40,7 +45,7 @@ class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[
         Joins the chunks once; the engine adds each to what came before (protocols/utils.py:310), which is quadratic.
         """
         results = aggregator_pb2.TaskResults()
-        results.ParseFromString(b"".join(chunk.npbytes for chunk in request))
+        results.ParseFromString(b"".join(chunk.npbytes for chunk in bounded(request, RESULTS_BYTES)))
         server = self._server(results, context)
         server.validate_collaborator(results, context)
         server.check_request(results)
@@ -48,7 +53,7 @@ class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[
             server.aggregator.send_local_task_results(
                 results.header.sender, results.round_number, results.task_name, results.data_size, results.tensors
             )
-        except ValueError as error:
+        except MALFORMED as error:
             logger.error("site %s: its results were refused: %s", results.header.sender, error)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return aggregator_pb2.SendLocalTaskResultsResponse(header=server.get_header(results.header.sender))

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from federation.edge import site_name_problem
 from federation.errors import SettingsError
 
 RESERVED_NAMES = ("aggregator", "pooled")
@@ -95,8 +96,8 @@ class EnvoySettings:
 
     def __post_init__(self) -> None:
         problems = self.certificates.problems()
-        if not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
-            problems.append(f"name: {self.name!r} is not a site name; allowed: letters, digits, '-' and '_'")
+        if problem := site_name_problem(self.name):
+            problems.append(f"name: {problem}")
         if self.name in RESERVED_NAMES:
             problems.append(f"name: {self.name!r} is reserved for results that belong to no site")
         if not 1 <= self.director_port <= 65535:
