@@ -8,7 +8,7 @@ aggregator's messages only: with any certificate one could register in a site's 
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,6 +21,7 @@ import grpc
 from cryptography import x509
 
 from federation.certificates import COMMAND, Role, name_and_role, read_certificate, read_crl
+from federation.edge import wrapped
 from federation.errors import FederationError
 from federation.settings import DirectorSettings
 from federation.transfer import SERVICE
@@ -139,10 +140,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(call) if call.method in RULES else None
         if handler is None:  # gRPC answers that there is no such method
             return None
-        kind = "_".join(
-            "stream" if streams else "unary" for streams in (handler.request_streaming, handler.response_streaming)
-        )
-        return handler._replace(**{kind: self._guarded(getattr(handler, kind), call.method)})
+        return wrapped(handler, lambda behaviour: self._guarded(behaviour, call.method, handler.response_streaming))
 
     def refusal(self, caller: Caller, method: str, request: Any = None) -> Refusal | None:
         """Why this caller may not make this call, or None."""
@@ -170,8 +168,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             )
         return None
 
-    def _guarded(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-        """The handler behind the check, of the same sort: gRPC runs a plain function in a thread."""
+    def _guarded(self, behaviour: Callable[..., Any], method: str, streams: bool) -> Callable[..., Any]:
+        """The handler behind the check, of the same sort: gRPC runs a plain function, or a generator, in a thread."""
         if inspect.isasyncgenfunction(behaviour):
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -189,6 +187,15 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 return await behaviour(request, context)
 
             return answer
+
+        if streams:
+
+            def stream_in_thread(request: Any, context: Any) -> Iterator[Any]:
+                if refusal := self._check(request, context, method):
+                    context.abort(refusal.code, refusal.reason)
+                yield from behaviour(request, context)
+
+            return stream_in_thread
 
         def answer_in_thread(request: Any, context: Any) -> Any:
             if refusal := self._check(request, context, method):

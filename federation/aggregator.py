@@ -74,6 +74,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         self.authorized_cols: list[str] = []
         self.experiment: str | None = None
         self._turn = threading.Condition()
+        self._questions: dict[str, object] = {}
         self._stopped = False
         self.best_model_score: float | None = None
         self._released = False
@@ -96,12 +97,18 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         return self._finished
 
     def get_tasks(self, collaborator_name: str) -> tuple[Any, int, int, bool]:
-        """Tasks, round, seconds to sleep (always 0), quit; waits while there is nothing to do."""
+        """Tasks, round, seconds to sleep (always 0), quit; waits while there is nothing to do.
+
+        One question of a site waits at a time: an earlier one is of a connection that has broken, and holds a thread.
+        """
         deadline = time.monotonic() + TURN_TIMEOUT
         with self._turn:
+            question = self._questions[collaborator_name] = object()
+            self._turn.notify_all()
             while True:
                 tasks, round_number, _, quit_now = super().get_tasks(collaborator_name)
-                if tasks or quit_now or time.monotonic() >= deadline:
+                late = time.monotonic() >= deadline or self._questions[collaborator_name] is not question
+                if tasks or quit_now or late:
                     return tasks, round_number, 0, quit_now
                 if self._released:
                     return None, round_number, 1, False  # the director is leaving: ask again, until it is back
@@ -175,6 +182,8 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         Raises:
             ValueError: there are other tensors than metrics, or the trained model has not come.
         """
+        if data_size < 1:
+            raise ValueError(f"task {task_name} was done on {data_size} samples; at least 1 is needed for a mean")
         if any("metric" not in each.tags for each in named_tensors):
             raise ValueError("only metrics travel with a task's results; models have a stream of their own")
         if task_name == TRAIN and round_number == self.round_number and collaborator_name not in self._updates:
@@ -269,6 +278,10 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
             super()._end_of_round_check()
         except OSError as error:
             self.on_failure(disk_problem(f"round {self.round_number + 1}", error))
+            return
+        except Exception as error:  # in the thread of whichever site was last, which is not to blame
+            logger.exception("round %d cannot be closed", self.round_number + 1)
+            self.on_failure(f"round {self.round_number + 1}: the sites' results do not go together: {error!r}")
             return
         self.model_file = ModelFile(round_path(self._folder, self.last_round))
         self._updates = {}

@@ -19,6 +19,9 @@ from federation.settings import Certificates
 CONNECTION_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """What a call ends with when the network failed, or the director was killed or stopped, in the middle of it."""
 
+MESSAGE_BYTES = 16 * 2**20
+"""The largest single message that a director takes."""
+
 CONNECT_SECONDS = 5
 """How long one attempt to connect may take."""
 
@@ -52,7 +55,12 @@ CLIENT_OPTIONS = [
 ]
 
 SERVER_OPTIONS = [
-    *channel_options,
+    # Whatever is larger than a chunk of 2 MiB comes as a stream; metadata are names and digests.
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),  # what is sent is the director's own
+    ("grpc.max_metadata_size", 64 * 1024),
+    # Calls at a time on one connection; a site has four or five.
+    ("grpc.max_concurrent_streams", 256),
     *_SILENCE,
     # gRPC's server hangs up on a client that pings more often than every five minutes.
     ("grpc.http2.max_ping_strikes", 0),

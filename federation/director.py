@@ -45,13 +45,15 @@ from openfl.component.director import Director as EngineDirector
 from openfl.component.director.experiment import Experiment as EngineExperiment
 from openfl.component.director.experiment import Status
 from openfl.federated import Plan
-from openfl.protocols import aggregator_pb2_grpc, director_pb2, director_pb2_grpc
+from openfl.protocols import aggregator_pb2_grpc, base_pb2, director_pb2, director_pb2_grpc
 from openfl.protocols.utils import get_headers
 from openfl.transport import DirectorGRPCServer as EngineServer
+from openfl.transport.grpc.exceptions import ShardNotFoundError
 
 from federation import archives
 from federation.access import Access, certificate_name, guards
 from federation.channels import SERVER_OPTIONS
+from federation.edge import NAME_CHARACTERS, SITES, Edge, experiment_name_problem, shard_problem
 from federation.errors import (
     ArchiveRefused,
     DirectorLeaves,
@@ -282,6 +284,9 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
             self.state.save(progress)
         except OSError as error:
             self._cannot_keep(f"round {aggregator.round_number}", error)
+        except Exception as error:
+            logger.exception("experiment %s: round %d cannot be kept", self.name, aggregator.round_number)
+            self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error!r}")
 
     def _cannot_keep(self, what: str, error: OSError) -> None:
         """End the experiment: what is not on disk would be lost with the director, and nobody would know."""
@@ -350,6 +355,8 @@ class Director(EngineDirector):  # type: ignore[misc]
                 extra={"site": name},
             )  # fmt: skip
             return False
+        if len(self._shard_registry) >= SITES and name not in self._shard_registry:
+            raise ValueError(f"{SITES} sites have registered; no more can")
         shard_info["node_info"].setdefault("cuda_devices", [])
         self._shard_registry[name] = {
             "shard_info": shard_info,
@@ -360,6 +367,31 @@ class Director(EngineDirector):  # type: ignore[misc]
         }
         logger.info("envoy %s: registered", name, extra={"site": name})
         return True
+
+    def update_envoy_status(
+        self, *, envoy_name: str, is_experiment_running: bool, cuda_devices_status: Any = None
+    ) -> int:
+        """Note how an envoy is; returns the seconds after which it should say so again.
+
+        Raises:
+            ShardNotFoundError: it has not registered.
+        """
+        entry = self._shard_registry.get(envoy_name)
+        if entry is None:
+            raise ShardNotFoundError(f"no envoy {envoy_name} has registered with this director")
+        entry["last_updated"] = time.time()
+        entry["is_experiment_running"] = is_experiment_running
+        registered = entry["shard_info"]["node_info"]["cuda_devices"]
+        if cuda_devices_status and len(cuda_devices_status) == len(registered):
+            registered[:] = cuda_devices_status
+        return int(self.envoy_health_check_period)
+
+    def get_experiments_list(self, caller: str) -> list[dict[str, Any]]:
+        """Name, status and number of sites of each of the caller's experiments."""
+        mine = self.experiments_registry.get_user_experiments(caller)
+        return [
+            {"name": each.name, "status": each.status, "collaborators_amount": len(each.collaborators)} for each in mine
+        ]
 
     def knows(self, site: str) -> bool:
         """Whether an envoy has registered under this name since the director was started."""
@@ -385,11 +417,16 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Queue an experiment.
 
         Raises:
-            SubmissionRefused: no envoy to run it on, its name is taken, or its archive holds what may not travel.
+            SubmissionRefused: no envoy to run it on, its name cannot be used or is taken, or its archive holds what may
+                not travel.
         """
         await asyncio.to_thread(_check_archive, experiment_archive_path)
+        if problem := experiment_name_problem(experiment_name):
+            raise SubmissionRefused(problem)
         if not list(collaborator_names):
             raise SubmissionRefused("no envoy is online; start one with envoy/start_envoy.sh and submit again")
+        if unknown := set(collaborator_names) - self._shard_registry.keys():
+            raise SubmissionRefused(f"this director knows no site {', '.join(sorted(unknown))[:200]}")
         if experiment_name in self.experiments_registry:
             raise SubmissionRefused(
                 f"there is already an experiment named {experiment_name}; give this one another name"
@@ -534,7 +571,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def _run_server(self) -> None:
         pool = ThreadPoolExecutor(COLLABORATOR_THREADS, thread_name_prefix="collaborator")
-        self.server = grpc.aio.server(migration_thread_pool=pool, interceptors=self.guards, options=SERVER_OPTIONS)
+        interceptors = (Edge(pool), *self.guards)
+        self.server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
         router = AggregatorRouter(
             self.director.experiments_registry.aggregator_of, self.tls, self.director.presence.see
@@ -597,7 +635,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the initial model cannot be used: {error}")
         except OSError as error:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the director cannot keep the experiment: {error}")
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, disk_problem("the experiment", error))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         logger.info("experiment %s: submitted by %s", request.name, self.get_caller(context))
@@ -606,6 +644,15 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
     async def GetTrainedModel(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Not here: models have streams of their own."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "models travel by federation.Models")
+
+    async def GetExperimentDescription(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """How one of the caller's experiments stands."""
+        experiments = self.director.get_experiments_list(self.get_caller(context))
+        known = [each for each in experiments if each["name"] == request.name]
+        if not known:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "this director knows no such experiment of this caller")
+        description = base_pb2.ExperimentDescription(name=request.name, status=known[0]["status"])
+        return director_pb2.GetExperimentDescriptionResponse(experiment=description)
 
     async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Metrics to a notebook; ends with an error if the experiment did."""
@@ -619,6 +666,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def UpdateShardInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Register an envoy, unless another one that is alive has its name."""
+        if problem := shard_problem(request.shard_info):
+            raise ValueError(problem)
         site, process = request.shard_info.node_info.name, _process(context)
         if not await self.director.presence.claim(site, process):
             logger.error("envoy %s: refused, another envoy of this name is there; peer %s", site, context.peer())
@@ -669,7 +718,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
     async def _hear(self, site: str, context: Any) -> None:
         """Note that this site's envoy has called; one that has not registered, or not under its own name, is told."""
         if not self.director.knows(site):
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no envoy {site} has registered with this director")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no envoy {site[:NAME_CHARACTERS]} has registered here")
         if not self.director.hear(site, _process(context)):
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, _taken(site))
 
@@ -677,10 +726,10 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         """Go on only for a site of the experiment; with TLS its name has been checked (`federation.access`)."""
         experiment = self.director.experiments_registry.get(request.experiment_name)
         if experiment is None:
-            reason = f"this director knows no experiment {request.experiment_name}"
+            reason = f"this director knows no experiment {request.experiment_name[:NAME_CHARACTERS]}"
             await context.abort(grpc.StatusCode.NOT_FOUND, reason)
         if request.collaborator_name not in experiment.collaborators:
-            reason = f"{request.collaborator_name} is not a site of experiment {request.experiment_name}"
+            reason = f"{request.collaborator_name[:NAME_CHARACTERS]} is not a site of experiment {experiment.name}"
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
 
 

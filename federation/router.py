@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 from openfl.transport import AggregatorGRPCServer
 
+from federation.edge import RESULTS_BYTES, bounded
+
 logger = logging.getLogger(__name__)
 
-MAX_RESULTS = 16 * 2**20
-"""Bytes of metrics that a site may send for one task."""
+MALFORMED = (ValueError, AssertionError, LookupError, TypeError)
+"""What the engine's reading of a message raises when something in it is missing, or is of another kind."""
 
 
 class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[misc]
@@ -46,16 +47,8 @@ class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[
 
         Joins the chunks once; the engine adds each to what came before (protocols/utils.py:310), which is quadratic.
         """
-        content = bytearray()
-        for chunk in request:
-            content += chunk.npbytes
-            if len(content) > MAX_RESULTS:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the results are larger than {MAX_RESULTS} bytes")
         results = aggregator_pb2.TaskResults()
-        try:
-            results.ParseFromString(bytes(content))
-        except DecodeError:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "these are no results of a task")
+        results.ParseFromString(b"".join(chunk.npbytes for chunk in bounded(request, RESULTS_BYTES)))
         server = self._server(results, context)
         server.validate_collaborator(results, context)
         server.check_request(results)
@@ -63,7 +56,7 @@ class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[
             server.aggregator.send_local_task_results(
                 results.header.sender, results.round_number, results.task_name, results.data_size, results.tensors
             )
-        except ValueError as error:
+        except MALFORMED as error:
             about = {"site": results.header.sender, "experiment": server.aggregator.experiment}
             logger.error("site %s: its results were refused: %s", about["site"], error, extra=about)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

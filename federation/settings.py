@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from federation.edge import site_name_problem
 from federation.errors import SettingsError
 
 RESERVED_NAMES = ("aggregator", "pooled")
@@ -111,8 +112,8 @@ class EnvoySettings:
         problems = self.certificates.problems()
         if self.accept not in tuple(Accept):
             problems.append(f"review.accept: {self.accept!r}; allowed: {', '.join(Accept)}")
-        if not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
-            problems.append(f"name: {self.name!r} is not a site name; allowed: letters, digits, '-' and '_'")
+        if problem := site_name_problem(self.name):
+            problems.append(f"name: {problem}")
         if self.name in RESERVED_NAMES:
             problems.append(f"name: {self.name!r} is reserved for results that belong to no site")
         if not 1 <= self.director_port <= 65535:

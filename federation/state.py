@@ -112,11 +112,12 @@ class ExperimentState:
 
     def finished_metrics(self) -> list[dict[str, Any]]:
         """The metrics of finished rounds; those of a round that was interrupted are dropped, to be measured again."""
-        lines = self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
-        parsed = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one
+        text = self._metrics.read_text(encoding="utf-8") if self._metrics.exists() else ""
+        parsed = [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # a kill may cut the last one
         finished = [metric for metric in parsed if metric["round"] < self.progress().next_round]
-        if len(finished) < len(lines):
-            _write(self._metrics, "".join(json.dumps(metric) + "\n" for metric in finished).encode())
+        kept = "".join(json.dumps(metric) + "\n" for metric in finished)
+        if kept != text:
+            _write(self._metrics, kept.encode())
         return finished
 
     def remove(self) -> None:

@@ -238,6 +238,7 @@ async def submitted(director: Any, archive: Path, folder: Path, name: str = "toy
     copy, initial = folder / f"{name}.zip", {"vector": np.zeros(4, np.float32)}
     copy.write_bytes(archive.read_bytes())
     if isinstance(director, Director):
+        registered(director, [site for site in sites if site not in director._shard_registry])
         model: dict[str, Any] = {"initial_model": save(folder / f"{name}.safetensors", initial).path}
     else:
         model = {"tensor_dict": initial}
