@@ -19,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from itertools import pairwise
@@ -107,21 +107,16 @@ class Tagged(Processes):
             raise JobError(f"{name} ended with status {status}:\n{self.log(name)[-4000:]}")
 
 
-@dataclass
 class Sampler(threading.Thread):
-    """Watches all tagged processes, ten times a second."""
+    """Watches all tagged processes, ten times a second; `peaks` are the largest resident bytes by owner."""
 
-    samples: list[tuple[float, float]] = field(default_factory=list)
-    peaks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__(daemon=True)
+        self.peaks: dict[str, int] = defaultdict(int)
+        self._samples: list[tuple[float, float]] = []  # when, and CPU seconds so far
         self._over = threading.Event()
         self._owner: dict[tuple[int, float], str] = {(os.getpid(), psutil.Process().create_time()): "notebook"}
         self._cpu: dict[tuple[int, float], float] = {}
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def run(self) -> None:
         """Sample until told to stop."""
@@ -150,11 +145,11 @@ class Sampler(threading.Thread):
                     self.peaks[owner] = max(self.peaks[owner], _kilobytes(status, "VmHWM"))
         for owner, total in now.items():
             self.peaks[owner] = max(self.peaks[owner], total)
-        self.samples.append((time.monotonic(), sum(self._cpu.values())))
+        self._samples.append((time.monotonic(), sum(self._cpu.values())))
 
     def cpu(self, first: float, last: float) -> float:
         """CPU seconds between two moments, as near as the samples tell."""
-        start, end = (min(self.samples, key=lambda sample: abs(sample[0] - moment))[1] for moment in (first, last))
+        start, end = (min(self._samples, key=lambda sample: abs(sample[0] - moment))[1] for moment in (first, last))
         return end - start
 
 

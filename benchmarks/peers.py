@@ -27,17 +27,10 @@ def environment(peer: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "ready").exists():
-            print(f"setting up {folder}", flush=True)
+            print(f"setting up {folder}", file=sys.stderr, flush=True)
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            pip: list[str | Path] = [
-                folder / "bin" / "python",
-                "-m",
-                "pip",
-                "install",
-                "-qq",
-                "--disable-pip-version-check",
-            ]
-            subprocess.run([*pip, "--no-deps", "--requirement", requirements], check=True)
+            install = ["-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps", "--requirement"]
+            subprocess.run([folder / "bin" / "python", *install, requirements], check=True)
             (folder / "ready").touch()
     return folder

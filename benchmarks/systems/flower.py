@@ -9,7 +9,8 @@ from addition import Job
 from measure import BENCHMARKS, Tagged
 from peers import environment
 
-LINK = 'default = "here"\n\n[superlink.here]\naddress = "127.0.0.1:8000"\ninsecure = true\n'
+LINK = "127.0.0.1:8000"
+CONFIG = f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{LINK}"\ninsecure = true\n'
 
 
 def run(job: Job) -> None:
@@ -18,24 +19,18 @@ def run(job: Job) -> None:
     programs = environment("flower") / "bin"
     home = folder / "flower"
     home.mkdir()
-    (home / "config.toml").write_text(f"[superlink]\n{LINK}")
+    (home / "config.toml").write_text(CONFIG)
     env = {
         "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin",
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
     }
     with Tagged(folder) as processes:
-        link = "127.0.0.1:8000"
-        processes.start(
-            "superlink",
-            programs / "flower-superlink",
-            "--insecure",
-            "--disable-runtime-dependency-installation",
-            env=env,
-        )
+        options = ["--insecure", "--disable-runtime-dependency-installation"]
+        processes.start("superlink", programs / "flower-superlink", *options, env=env)
         processes.wait_for("superlink", "Uvicorn running")
         for site in range(1, job.sites + 1):
-            options = ["--superlink", link, "--port", str(9100 + site), "--node-config", f"site={site}"]
-            processes.start(f"site{site}", programs / "flower-supernode", "--insecure", *options, env=env)
+            options = ["--insecure", "--superlink", LINK, "--port", str(9100 + site), "--node-config", f"site={site}"]
+            processes.start(f"site{site}", programs / "flower-supernode", *options, env=env)
         processes.start("submit", programs / "flwr", "run", BENCHMARKS / "flower_app", "here", "--stream", env=env)
         processes.finish("submit")
