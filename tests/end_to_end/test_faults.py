@@ -1,8 +1,11 @@
 """One running toy federation and what goes wrong around it: two envoys of a name, calls that are not for everyone."""
 
 import json
+import os
 import random
+import resource
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,6 +16,7 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 from processes import PYTHON, ToyFederation
 from test_federation import submit
 
+from federation.errors import ExperimentFailed, SubmissionRefused
 from federation.experiment import Federation
 from federation.site_client import INSTEAD_OF, PROCESS
 
@@ -201,3 +205,74 @@ def test_a_director_that_is_stopped_at_the_end_of_a_round_goes_on(toys: ToyFeder
     experiment = Federation("localhost", toys.port).attach("stopped often")
     assert len(list(experiment.metrics())) == len(metrics)
     assert experiment.status() == "finished"
+
+
+class FullDisk:
+    """The disk with the director's state, which a test can fill: a small file system, or a limit on files' sizes."""
+
+    def __init__(self, toys: ToyFederation, kind: str) -> None:
+        self._folder, self.kind = toys.logs / "state", kind
+        self._director = toys.running["director"].pid
+        if kind == "a small file system":
+            mounted = subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(self._folder)], capture_output=True, text=True
+            )
+            if mounted.returncode:
+                pytest.skip(f"this machine lets no test mount a file system: {mounted.stderr.strip()}")
+
+    def fill(self) -> None:
+        """Leave some 50 kB."""
+        if self.kind == "a small file system":
+            with (self._folder / ".ballast").open("wb") as ballast:
+                room = os.statvfs(self._folder)
+                ballast.write(bytes(room.f_bavail * room.f_frsize - 50_000))
+        else:
+            resource.prlimit(self._director, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+
+    def free(self) -> None:
+        (self._folder / ".ballast").unlink(missing_ok=True)
+        resource.prlimit(self._director, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def remove(self) -> None:
+        self.free()
+        if self.kind == "a small file system":
+            subprocess.run(["umount", str(self._folder)], check=True)
+
+
+@pytest.fixture(params=["a small file system", "a limit on files"])
+def disk(toys: ToyFederation, request: pytest.FixtureRequest) -> Iterator[FullDisk]:
+    disk = FullDisk(toys, request.param)
+    yield disk
+    disk.remove()
+
+
+def test_a_full_disk(toys: ToyFederation, disk: FullDisk) -> None:
+    """The last test of this file: experiments of the first kind of disk are gone with it."""
+    wait_until_online(toys, "site1", "site2")
+    state = toys.logs / "state"
+    before = {path.name for path in state.iterdir()}
+    numbers = 50_000  # 200 kB in a checkpoint
+    where = "on its disk .*its operator has to make room in the folder that director.yaml names as `state`"
+    disk.fill()
+    with pytest.raises(SubmissionRefused, match=f"the director cannot keep big {where}"):
+        submit(toys, "big", length=numbers)
+    assert {path.name for path in state.iterdir()} - {".ballast"} == before
+    disk.free()
+    name = f"big on {disk.kind}"
+    experiment = submit(toys, name, length=numbers, sleep_on=1.0, in_round=1, seconds=2)
+    next(metric for metric in experiment.metrics() if metric.task == "validate_local" and metric.round == 2)
+    disk.fill()
+    with pytest.raises(ExperimentFailed, match=f"the director cannot keep round 2 of {name} {where}"):
+        list(experiment.metrics())
+    (kept,) = {path for path in state.iterdir() if path.name not in before and path.is_dir()}
+    assert {path.name for path in kept.iterdir()} == {
+        "best-0.safetensors", "experiment.json", "experiment.zip", "metrics.jsonl", "progress.json",
+        "round-1.safetensors",
+    }  # fmt: skip
+    progress = json.loads((kept / "progress.json").read_text())
+    assert (progress["status"], progress["next_round"]) == ("failed", 1)
+    disk.free()
+    after = submit(toys, f"after {disk.kind}", length=numbers, rounds=1)
+    list(after.metrics())
+    np.testing.assert_allclose(after.last_weights()["vector"], 1.5)
+    assert experiment.status() == "failed"

@@ -21,6 +21,7 @@ def submit(
     rounds: int = 3,
     package: Path = TOYS / "toy",
     policy: RoundPolicy | None = None,
+    length: int = 4,
     **faults: float,
 ) -> Experiment:
     federation = Federation("localhost", toys.port)
@@ -28,7 +29,7 @@ def submit(
     return federation.submit(
         name,
         package=package,
-        model=VectorModel(),
+        model=VectorModel(length),
         tasks=TASKS,
         data=Numbers(**faults),
         rounds=rounds,
