@@ -126,7 +126,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
         self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
         self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
         self.left = False
-        self._end_is_kept = self.over
+        self._end: str | None = None  # how it ended, as long as that is not on disk
 
     @property
     def over(self) -> bool:
@@ -149,18 +149,23 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
     def fail(self, reason: str) -> None:
         """End the experiment with a reason that its readers are given; the first reason stands."""
         if not self.over:
-            self.failure, self.status = reason, Status.FAILED
-            self.keep_end()
+            self._ends(Status.FAILED, reason)
             if self.aggregator:
                 self.aggregator.stop()
             self.notify()
 
+    def _ends(self, status: str, failure: str | None = None) -> None:
+        """Put the end on disk, then let the readers know of it."""
+        self.failure, self._end = failure, status
+        self.keep_end()
+        self.status = status
+
     def keep_end(self) -> None:
         """Put on disk how it ended, unless it is there; a disk that is full is asked again later."""
-        if self.over and not self._end_is_kept:
+        if self._end:
             with suppress(OSError):
-                self.state.end(self.status, self.failure)
-                self._end_is_kept = True
+                self.state.end(self._end, self.failure)
+                self._end = None
 
     def leave(self) -> None:
         """Tell the readers that the director is leaving; what is on disk stays as it is, to go on from."""
@@ -231,8 +236,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
                 await asyncio.wait_for(self.news(), timeout=1)
             self._leave_out_the_gone(last_heard)
         if not self.over:
-            self.status = Status.FINISHED
-            self.keep_end()
+            self._ends(Status.FINISHED)
         logger.info("experiment %s: %s after %.1f s", self.name, self.status, time.monotonic() - started)
         self.notify()
 

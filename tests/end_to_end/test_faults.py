@@ -1,10 +1,14 @@
 """One running toy federation and what goes wrong around it: two envoys of a name, calls that are not for everyone."""
 
 import json
+import os
 import random
+import resource
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -13,8 +17,11 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 from processes import PYTHON, ToyFederation
 from test_federation import submit
 
+import kws.federated
+from federation.errors import ExperimentFailed, SubmissionRefused
 from federation.experiment import Federation
 from federation.site_client import INSTEAD_OF, PROCESS
+from kws.config import ExperimentConfig, ModelRecipe
 
 CARRIED = 1.5 * (1 + 1.5 + 1.75)
 """Three rounds with momentum 0.5; an optimizer that begins anew in the second gives less."""
@@ -151,6 +158,20 @@ def test_an_experiment_is_its_own_sites_business(toys: ToyFederation) -> None:
     np.testing.assert_allclose(experiment.last_weights()["vector"], 1.5)
 
 
+def test_a_model_that_is_not_there_is_told_in_the_notebook(toys: ToyFederation, tmp_path: Path) -> None:
+    """On the notebook's own machine, before anything is sent; on a site it is a task like others that raises."""
+    wait_until_online(toys, "site1", "site2")
+    federation = Federation("localhost", toys.port)
+    for folder, words in (
+        (tmp_path / "lost", "there is no folder"),
+        (tmp_path, "does not hold a whole Wav2Vec2 model"),
+    ):
+        config = ExperimentConfig(model=ModelRecipe(str(folder)))
+        with pytest.raises(SubmissionRefused, match=words):
+            kws.federated.submit(federation, config, "lost")
+    assert federation.attach("lost").status() == "unknown"
+
+
 @pytest.mark.parametrize("task", ["train", "validate_local"])
 def test_a_killed_site_goes_on_with_its_optimizer(toys: ToyFederation, task: str) -> None:
     wait_until_online(toys, "site1", "site2")
@@ -174,10 +195,10 @@ def test_a_killed_site_goes_on_with_its_optimizer(toys: ToyFederation, task: str
 
 def test_a_director_that_is_stopped_at_the_end_of_a_round_goes_on(toys: ToyFederation) -> None:
     wait_until_online(toys, "site1", "site2")
-    rounds, seed = 60, time.time_ns()
+    rounds, seed = 45, time.time_ns()
     generator = random.Random(seed)
     experiment = submit(toys, "stopped often", rounds=rounds)
-    for stop in range(1, 4):
+    for stop in (1, 2):
         for metric in experiment.metrics():
             if metric.task == "validate_local" and metric.round >= 15 * stop:
                 break
@@ -201,3 +222,74 @@ def test_a_director_that_is_stopped_at_the_end_of_a_round_goes_on(toys: ToyFeder
     experiment = Federation("localhost", toys.port).attach("stopped often")
     assert len(list(experiment.metrics())) == len(metrics)
     assert experiment.status() == "finished"
+
+
+class FullDisk:
+    """The disk with the director's state, which a test can fill: a small file system, or a limit on files' sizes."""
+
+    def __init__(self, toys: ToyFederation, kind: str) -> None:
+        self._folder, self.kind = toys.logs / "state", kind
+        self._director = toys.running["director"].pid
+        if kind == "a small file system":
+            mounted = subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(self._folder)], capture_output=True, text=True
+            )
+            if mounted.returncode:
+                pytest.skip(f"this machine lets no test mount a file system: {mounted.stderr.strip()}")
+
+    def fill(self) -> None:
+        """Leave some 50 kB."""
+        if self.kind == "a small file system":
+            with (self._folder / ".ballast").open("wb") as ballast:
+                room = os.statvfs(self._folder)
+                ballast.write(bytes(room.f_bavail * room.f_frsize - 50_000))
+        else:
+            resource.prlimit(self._director, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+
+    def free(self) -> None:
+        (self._folder / ".ballast").unlink(missing_ok=True)
+        resource.prlimit(self._director, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def remove(self) -> None:
+        self.free()
+        if self.kind == "a small file system":
+            subprocess.run(["umount", str(self._folder)], check=True)
+
+
+@pytest.fixture(params=["a small file system", "a limit on files"])
+def disk(toys: ToyFederation, request: pytest.FixtureRequest) -> Iterator[FullDisk]:
+    disk = FullDisk(toys, request.param)
+    yield disk
+    disk.remove()
+
+
+def test_a_full_disk(toys: ToyFederation, disk: FullDisk) -> None:
+    """The last test of this file: experiments of the first kind of disk are gone with it."""
+    wait_until_online(toys, "site1", "site2")
+    state = toys.logs / "state"
+    before = {path.name for path in state.iterdir()}
+    numbers = 50_000  # 200 kB in a checkpoint
+    where = "on its disk .*its operator has to make room in the folder that director.yaml names as `state`"
+    disk.fill()
+    with pytest.raises(SubmissionRefused, match=f"the director cannot keep big {where}"):
+        submit(toys, "big", length=numbers)
+    assert {path.name for path in state.iterdir()} - {".ballast"} == before
+    disk.free()
+    name = f"big on {disk.kind}"
+    experiment = submit(toys, name, length=numbers, sleep_on=1.0, in_round=1, seconds=2)
+    next(metric for metric in experiment.metrics() if metric.task == "validate_local" and metric.round == 2)
+    disk.fill()
+    with pytest.raises(ExperimentFailed, match=f"the director cannot keep round 2 of {name} {where}"):
+        list(experiment.metrics())
+    (kept,) = {path for path in state.iterdir() if path.name not in before and path.is_dir()}
+    assert {path.name for path in kept.iterdir()} == {
+        "best-0.safetensors", "experiment.json", "experiment.zip", "metrics.jsonl", "progress.json",
+        "round-1.safetensors",
+    }  # fmt: skip
+    progress = json.loads((kept / "progress.json").read_text())
+    assert (progress["status"], progress["next_round"]) == ("failed", 1)
+    disk.free()
+    after = submit(toys, f"after {disk.kind}", length=numbers, rounds=1)
+    list(after.metrics())
+    np.testing.assert_allclose(after.last_weights()["vector"], 1.5)
+    assert experiment.status() == "failed"

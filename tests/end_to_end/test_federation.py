@@ -23,6 +23,7 @@ def submit(
     package: Path = TOYS / "toy",
     policy: RoundPolicy | None = None,
     update_format: str = "float32",
+    length: int = 4,
     **faults: float,
 ) -> Experiment:
     federation = Federation("localhost", toys.port)
@@ -30,7 +31,7 @@ def submit(
     return federation.submit(
         name,
         package=package,
-        model=VectorModel(),
+        model=VectorModel(length),
         tasks=TASKS,
         data=Numbers(**faults),
         rounds=rounds,

@@ -2,11 +2,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_network import Tones, classifier, plain, small_recipe
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
@@ -169,23 +171,51 @@ def test_a_hub_name_without_the_hub_says_how_to_get_the_weights(tmp_path: Path) 
         assert text in done.stdout
 
 
-@pytest.mark.parametrize("damage", ["cut", "no extractor", "no weights", "nonsense"])
+def without_encoder(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "encoder" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def of_another_size(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
+
+
+def pickled_nonsense(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin").write_bytes(b"nonsense" * 100)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:1000]), ""),
+    "no file": (lambda f: [path.unlink() for path in f.iterdir()], "no config.json"),
+    "no extractor": (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    "not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), ""),
+    "half the tensors": (without_encoder, "tensors are missing, wav2vec2.encoder."),
+    "of another size": (of_another_size, ""),
+    "pickled nonsense": (pickled_nonsense, ""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_folder_is_named_with_the_cause(tmp_path: Path, damage: str) -> None:
     small_recipe(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    if damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:1000])
-    elif damage == "no extractor":
-        (tmp_path / "preprocessor_config.json").unlink()
-    elif damage == "no weights":
-        weights.unlink()
-    else:
-        (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError) as caught:
+    do, words = DAMAGES[damage]
+    do(tmp_path)
+    with pytest.raises(ModelError, match=r"does not hold a whole Wav2Vec2 model .*Copy it again") as caught:
         build_model(ModelRecipe(str(tmp_path)), 0, LABELS)
+    assert words in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert "no such local folder" not in str(caught.value)
     assert "hf download" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./models/mine", "models/mine/base"])
+def test_a_folder_that_is_not_there(name: str) -> None:
+    with pytest.raises(ModelError, match=f"there is no folder {name} on this machine; every site .*Copy it there"):
+        build_model(ModelRecipe(name), 0, LABELS)
 
 
 def test_another_sampling_rate_is_refused(tmp_path: Path) -> None:

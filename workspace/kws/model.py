@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
@@ -179,6 +178,8 @@ def _pretrained(
     names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
     try:
         kind = Wav2Vec2Config.get_config_dict(recipe.name)[0].get("model_type")
+        if kind is None:
+            raise ValueError("no config.json that names a model_type")
         if kind != Wav2Vec2Config.model_type:
             raise ModelError(f"{recipe.name} holds a model of type {kind!r}; this workspace trains 'wav2vec2'")
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(recipe.name)
@@ -187,16 +188,24 @@ def _pretrained(
         same_labels = sorted(published.values()) == sorted(labels)
         if not same_labels:
             config.update(_label_maps(labels))
-        network = Wav2Vec2ForSequenceClassification.from_pretrained(
-            recipe.name, config=config, ignore_mismatched_sizes=not same_labels
+        network, loaded = Wav2Vec2ForSequenceClassification.from_pretrained(
+            recipe.name, config=config, ignore_mismatched_sizes=not same_labels, output_loading_info=True
         )
+        absent = sorted(set(loaded["missing_keys"]) & set(_encoder_tensors(network)))
+        if absent:  # the library would train on with random numbers in their place
+            raise ValueError(f"{len(absent)} of its tensors are missing, {absent[0]} for one")
     except ModelError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # the libraries raise a dozen kinds for what can be wrong with a file
         if Path(recipe.name).is_dir():
             raise ModelError(
-                f"{recipe.name} does not hold a whole Wav2Vec2 model ({str(error).splitlines()[0]}); it needs "
+                f"{recipe.name} does not hold a whole Wav2Vec2 model ({_first_line(error)}); it needs "
                 f"config.json, preprocessor_config.json and model.safetensors. Copy it again, or change model.name"
+            ) from error
+        if _is_path(recipe.name):
+            raise ModelError(
+                f"there is no folder {recipe.name} on this machine; every site and the notebook need the model under "
+                f"the path that model.name gives. Copy it there, or give a hub name or 'tiny'"
             ) from error
         raise ModelError(
             f"the weights of {recipe.name!r} cannot be had: no such local folder, and the hub did not give them. "
@@ -213,6 +222,20 @@ def _pretrained(
         torch.nn.init.normal_(network.classifier.weight, std=config.initializer_range)
         torch.nn.init.zeros_(network.classifier.bias)
     return network, extractor
+
+
+def _encoder_tensors(network: Wav2Vec2ForSequenceClassification) -> list[str]:
+    """What pretrained weights must hold; a head may be new, and the embedding for masked frames is not used here."""
+    return [name for name in network.state_dict() if name.startswith("wav2vec2.") and "masked_spec_embed" not in name]
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be meant as a path: on the hub it has one slash at most."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _reorder_labels(network: Wav2Vec2ForSequenceClassification, old: Sequence[str], new: Sequence[str]) -> None:
