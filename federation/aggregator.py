@@ -36,7 +36,7 @@ from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.utilities import LocalTensor, TaskResultKey, change_tags
 
 from federation.errors import disk_problem
-from federation.models import ModelFile, best_path, round_path
+from federation.models import ModelFile, best_path, round_path, updates_folder
 from federation.schedule import TRAIN
 from federation.state import Progress
 from federation.tensors import TensorStore
@@ -150,6 +150,23 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
         limit = model.path.stat().st_size + 2**20
         if not 0 < address.size <= limit:
             raise ValueError(f"the update has {address.size} bytes; this model's have at most {limit}")
+        try:
+            self._write(address, path, chunks)
+        except OSError as error:
+            self.on_failure(disk_problem(f"round {address.round + 1} of {self.experiment}", error))
+            raise
+        try:
+            update = Update(path, model)
+        except ValueError as error:
+            path.unlink()
+            logger.error("site %s: its update was refused: %s", address.site, error, extra=self._about(address.site))
+            raise
+        with self.lock:
+            self._expect(address.round)
+            self._updates[address.site] = update
+
+    def _write(self, address: Address, path: Path, chunks: Iterator[bytes]) -> None:
+        """Write a part of an update, up to its end, where it belongs."""
         for other in path.parent.glob(f"*{path.suffix}"):
             if other != path and other.stem.rpartition("-")[0] == path.stem.rpartition("-")[0]:
                 other.unlink(missing_ok=True)  # of a trainer that has gone
@@ -161,18 +178,11 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
                 self._expect(address.round)
                 if file.tell() + len(chunk) > address.size:
                     raise ValueError(f"the update has more than the {address.size} bytes that it was to have")
-                file.write(chunk)
+                left = memoryview(chunk)
+                while left:
+                    left = left[file.write(left) :]  # a disk that fills up takes a part first, then raises
             if file.tell() < address.size:
                 raise ValueError(f"the update ended after {file.tell()} of {address.size} bytes")
-        try:
-            update = Update(path, model)
-        except ValueError as error:
-            path.unlink()
-            logger.error("site %s: its update was refused: %s", address.site, error, extra=self._about(address.site))
-            raise
-        with self.lock:
-            self._expect(address.round)
-            self._updates[address.site] = update
 
     def send_local_task_results(
         self, collaborator_name: str, round_number: int, task_name: str, data_size: int, named_tensors: Any
@@ -248,7 +258,7 @@ class Aggregator(EngineAggregator):  # type: ignore[misc]
 
     @property
     def _updates_folder(self) -> Path:
-        return self._folder / "updates"
+        return updates_folder(self._folder)
 
     def _update_path(self, address: Address) -> Path:
         return self._updates_folder / f"{address.round}-{quote(address.site, safe='')}-{address.upload}.safetensors"

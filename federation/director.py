@@ -157,6 +157,7 @@ class Experiment(EngineExperiment):  # type: ignore[misc]
     def _ends(self, status: str, failure: str | None = None) -> None:
         """Put the end on disk, then let the readers know of it."""
         self.failure, self._end = failure, status
+        self.state.forget_updates()
         self.keep_end()
         self.status = status
 
@@ -639,7 +640,9 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the initial model cannot be used: {error}")
         except OSError as error:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, disk_problem("the experiment", error))
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, disk_problem(request.name or "the experiment", error)
+            )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         logger.info("experiment %s: submitted by %s", request.name, self.get_caller(context))

@@ -197,6 +197,11 @@ def best_path(folder: Path, round_number: int | None) -> Path:
     return folder / f"best-{round_number}.safetensors"
 
 
+def updates_folder(folder: Path) -> Path:
+    """What the sites of an experiment have sent in the running round."""
+    return folder / "updates"
+
+
 def save(path: Path, tensors: Mapping[str, np.ndarray]) -> ModelFile:
     """Write a model in one step: the file is whole or not there."""
     packed = Packed({name: Piece.of(array) for name, array in tensors.items()})

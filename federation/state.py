@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from federation.models import ModelFile, best_path, round_path
+from federation.models import ModelFile, best_path, round_path, updates_folder
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ class ExperimentState:
         """Say how it stands, or how it ended."""
         with self._lock:
             self.save(replace(self.progress(), status=status, failure=failure))
+
+    def forget_updates(self) -> None:
+        """Remove what the sites have sent in a round that nobody will close."""
+        shutil.rmtree(updates_folder(self.folder), ignore_errors=True)
 
     def last_model(self) -> ModelFile:
         """The newest model; the initial one before the first round."""
