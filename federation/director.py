@@ -53,7 +53,14 @@ from openfl.transport.grpc.exceptions import ShardNotFoundError
 from federation import archives
 from federation.access import Access, certificate_name, guards
 from federation.channels import SERVER_OPTIONS
-from federation.edge import NAME_CHARACTERS, SITES, Edge, experiment_name_problem, shard_problem
+from federation.edge import (
+    DESCRIPTION_CHARACTERS,
+    NAME_CHARACTERS,
+    SITES,
+    Edge,
+    experiment_name_problem,
+    shard_problem,
+)
 from federation.errors import (
     ArchiveRefused,
     DirectorLeaves,
@@ -360,8 +367,6 @@ class Director(EngineDirector):  # type: ignore[misc]
                 extra={"site": name},
             )  # fmt: skip
             return False
-        if len(self._shard_registry) >= SITES and name not in self._shard_registry:
-            raise ValueError(f"{SITES} sites have registered; no more can")
         shard_info["node_info"].setdefault("cuda_devices", [])
         self._shard_registry[name] = {
             "shard_info": shard_info,
@@ -402,6 +407,11 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Whether an envoy has registered under this name since the director was started."""
         return site in self._shard_registry
 
+    @property
+    def full(self) -> bool:
+        """Whether as many sites have registered as one director takes."""
+        return len(self._shard_registry) >= SITES
+
     def hear(self, site: str, process: str) -> bool:
         """Note that an envoy has called, and count on it again; False where another process has its name."""
         if not self.presence.hear(site, process):
@@ -438,7 +448,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             )
         about = {
             "name": experiment_name,
-            "collaborators": list(collaborator_names),
+            "collaborators": list(dict.fromkeys(collaborator_names)),
             "sender": sender_name,
             "submitted": time.time(),
         }
@@ -673,15 +683,17 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def UpdateShardInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Register an envoy, unless another one that is alive has its name."""
+        site, process = request.shard_info.node_info.name, _process(context)
         if problem := shard_problem(request.shard_info):
             raise ValueError(problem)
-        site, process = request.shard_info.node_info.name, _process(context)
+        if self.director.full and not self.director.knows(site):
+            raise ValueError(f"{SITES} sites have registered with this director; it takes no more")
         if not await self.director.presence.claim(site, process):
             logger.error("envoy %s: refused, another envoy of this name is there; peer %s", site, context.peer())
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, _taken(site))
         reply = await super().UpdateShardInfo(request, context)
         if not reply.accepted:
-            self.director.presence.leave(site, process)
+            self.director.presence.forget(site, process)
         return reply
 
     async def UpdateEnvoyStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -713,7 +725,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
     async def SetExperimentFailed(self, request: Any, context: Any) -> Any:  # noqa: N802
         """One of an experiment's sites reports that it cannot go on, or (error code 0) that it tries once more."""
         await self._check_site(request, context)
-        experiment, site, reason = request.experiment_name, request.collaborator_name, request.error_description
+        experiment, site = request.experiment_name, request.collaborator_name
+        reason = request.error_description[-DESCRIPTION_CHARACTERS:]  # a traceback tells most at its end
         about = {"experiment": experiment, "site": site}
         if request.error_code == 0:
             logger.warning("experiment %s: site %s tries again: %s", experiment, site, reason, extra=about)

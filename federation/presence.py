@@ -74,6 +74,12 @@ class Presence:
             self._change()
             self._on_leave()
 
+    def forget(self, site: str, process: str) -> None:
+        """Give a name back that was claimed in vain, and know nothing of it."""
+        if self.holds(site, process):
+            self.leave(site, process)
+            self._heard.pop(site, None)
+
     @contextmanager
     def call(self, site: str, process: str) -> Iterator[None]:
         """A call that stays open: when the last one of a process breaks off, the process is gone."""

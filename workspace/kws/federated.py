@@ -51,9 +51,9 @@ class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
 
     @staticmethod
     def load_local_state(model: Classifier, optimizer: torch.optim.Optimizer, path: Path, device: str = "cpu") -> None:
-        """Go on with these moments; the model must be where they are."""
+        """Go on with these moments; they go to where the model is, as the optimizer keeps them."""
         model.to(device)
-        optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 class ClassifierProvider(ModelInterface):  # type: ignore[misc]
