@@ -49,7 +49,9 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
 GRACE_SECONDS = 3.0
 """How long a trainer has to leave by itself once its experiment is over."""
-WAITING = "waiting for the director's answer: if it knows another envoy named %s, it finds out whether that one is gone"
+WAITING = (
+    "waiting for the director's answer: if it knows another envoy named %s, it finds out whether that one still works"
+)
 
 
 class Envoy(EngineEnvoy):  # type: ignore[misc]
