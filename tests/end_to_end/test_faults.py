@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -42,7 +43,8 @@ class FakeEnvoy:
 
     def __init__(self, toys: ToyFederation, name: str, process: str) -> None:
         self.name, self._metadata = name, [(PROCESS, process)]
-        self.stub = director_pb2_grpc.DirectorStub(grpc.insecure_channel(f"localhost:{toys.port}"))
+        self.channel = grpc.insecure_channel(f"localhost:{toys.port}")
+        self.stub = director_pb2_grpc.DirectorStub(self.channel)
 
     def register(self) -> bool:
         info = director_pb2.ShardInfo(
@@ -90,11 +92,21 @@ def test_of_two_envoys_of_one_name_the_second_is_refused(toys: ToyFederation) ->
 
 
 def test_a_name_is_free_again_when_its_envoy_is_gone(toys: ToyFederation) -> None:
-    # Killed while it waits for work: its connection breaks, and the name is free at once.
+    # Gone while it waits for work: its connection breaks, and the name is free at once.
+    first, second = (FakeEnvoy(toys, "site8", process) for process in ("a", "b"))
+    assert first.register()
+    with ThreadPoolExecutor(1) as pool:
+        question = pool.submit(first.wait)
+        time.sleep(0.3)  # it has arrived
+        first.channel.close()
+        started = time.monotonic()
+        assert second.register()
+        assert time.monotonic() - started < 1.0  # the director's patience with a silent one is 2 s
+        assert question.exception(10)
+    # Killed at whatever moment: the next one is in soon.
     toys.kill("site1")
     toys.start_site("site1", 1.0)
-    toys.wait_for("site1", "registered")
-    assert "waiting" not in toys.log("site1")
+    toys.wait_for("site1", "registered", seconds=10)
     # Frozen, its connection open: the name is free when nothing was heard of it for two health periods.
     frozen = toys.running["frozen"] = toys.running["site1"]
     frozen.send_signal(signal.SIGSTOP)
