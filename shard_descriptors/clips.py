@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shard_descriptors.audio import CLIP_SAMPLES, read_clip
-from shard_descriptors.labels import LABEL_IDS
+from shard_descriptors.audio import read_clip
+from shard_descriptors.corpus import SUPERB_KS, ClipFormat
 from shard_descriptors.utterances import Utterance
 
 CACHE_BYTES = 512 * 2**20
@@ -14,28 +14,32 @@ CACHE_BYTES = 512 * 2**20
 
 
 class ClipSet:
-    """n one-second clips by number.
+    """n clips of one length, by number.
 
-    labels: int64 (n,), label ids. Clips are remembered with 16 bits a sample, the resolution of the official archives;
-    those beyond `cache_bytes` are decoded each time.
+    labels: int64 (n,), label ids in the order of `form.labels`. Clips are remembered with 16 bits a sample, the
+    resolution of the official archives; those beyond `cache_bytes` are decoded each time.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, utterances: Sequence[Utterance], form: ClipFormat = SUPERB_KS, cache_bytes: int = CACHE_BYTES
+    ) -> None:
         self.utterances = tuple(utterances)
-        self.labels = np.array([LABEL_IDS[u.label] for u in self.utterances], dtype=np.int64)
-        remembered = min(len(self.utterances), cache_bytes // (2 * CLIP_SAMPLES))
-        self._cache = np.empty((remembered, CLIP_SAMPLES), dtype=np.int16)  # pages are taken when first written
+        self.format = form
+        ids = form.label_ids
+        self.labels = np.array([ids[u.label] for u in self.utterances], dtype=np.int64)
+        remembered = min(len(self.utterances), cache_bytes // (2 * form.num_samples))
+        self._cache = np.empty((remembered, form.num_samples), dtype=np.int16)  # pages are taken when first written
         self._known = np.zeros(remembered, dtype=bool)
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def read(self, numbers: npt.NDArray[np.int64] | Sequence[int]) -> npt.NDArray[np.float32]:
-        """Waveforms of the clips with these numbers: float32 (len(numbers), 16000), in [-1, 1].
+        """Waveforms of the clips with these numbers: float32 (len(numbers), num_samples), in [-1, 1].
 
         AudioError names a file that cannot be used.
         """
-        rows = np.empty((len(numbers), CLIP_SAMPLES), dtype=np.int16)
+        rows = np.empty((len(numbers), self.format.num_samples), dtype=np.int16)
         for row, number in enumerate(numbers):
             rows[row] = self._clip(int(number))
         return rows.astype(np.float32) / np.float32(32768)
@@ -45,7 +49,7 @@ class ClipSet:
             clip: npt.NDArray[np.int16] = self._cache[number]
             return clip
         utterance = self.utterances[number]
-        waveform = read_clip(utterance.path, utterance.start)
+        waveform = read_clip(utterance.path, utterance.start, self.format.num_samples, self.format.sample_rate)
         clip = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
         if number < len(self._known):
             self._cache[number], self._known[number] = clip, True

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shard_descriptors.audio import CLIP_SAMPLES
 from shard_descriptors.utterances import SPLITS, Utterance, canonical_order
 
 
@@ -97,6 +96,7 @@ def _lot(seed: int, speaker: str) -> bytes:
 def _cut_files(utterances: Sequence[Utterance], num_shards: int) -> dict[tuple[str, str, int], int]:
     """Shard of each (split, name, start) without a speaker."""
     starts: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    lengths = {(u.split, u.name, u.start): u.num_samples or 1 for u in utterances if u.speaker is None}
     for utterance in utterances:
         if utterance.speaker is None:
             starts[utterance.split, utterance.name].append(utterance.start)
@@ -105,10 +105,10 @@ def _cut_files(utterances: Sequence[Utterance], num_shards: int) -> dict[tuple[s
     for split, name in sorted(starts):
         clips = sorted(starts[split, name])
         for clip, following in itertools.pairwise(clips):
-            if following - clip < CLIP_SAMPLES:
+            if following - clip < lengths[split, name, clip]:
                 raise PartitionError(
                     f"{name}: the clips at samples {clip} and {following} overlap, so two shards "
-                    f"could share audio; starts must be {CLIP_SAMPLES} samples apart"
+                    f"could share audio; they last {lengths[split, name, clip]} samples"
                 )
         for position, start in enumerate(clips):
             # Each file begins with the next shard, so that odd clips even out over the files.

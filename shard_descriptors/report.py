@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from shard_descriptors.audio import CLIP_SAMPLES, SAMPLE_RATE
-from shard_descriptors.labels import LABELS
+from shard_descriptors.corpus import SUPERB_KS, ClipFormat
 from shard_descriptors.utterances import SPLITS, Utterance
 
 if TYPE_CHECKING:
@@ -42,20 +41,23 @@ class Skew(TypedDict):
     quantity_gini: float
 
 
-def summarize(utterances: Sequence[Utterance]) -> Summary:
-    """Speakers, utterances, labels and seconds of audio in each split."""
+def summarize(utterances: Sequence[Utterance], form: ClipFormat = SUPERB_KS) -> Summary:
+    """Speakers, utterances, labels and seconds of audio in each split; a clip counts with its full length."""
     by_split = {split: [u for u in utterances if u.split == split] for split in SPLITS}
     labels = {split: Counter(u.label for u in rows) for split, rows in by_split.items()}
     return {
         "speakers": {split: len({u.speaker for u in rows} - {None}) for split, rows in by_split.items()},
         "utterances": {split: len(rows) for split, rows in by_split.items()},
-        "labels": {split: {label: labels[split][label] for label in LABELS} for split in SPLITS},
-        "seconds": {split: len(rows) * CLIP_SAMPLES / SAMPLE_RATE for split, rows in by_split.items()},
+        "labels": {split: {label: labels[split][label] for label in form.labels} for split in SPLITS},
+        "seconds": {
+            split: sum(u.num_samples or form.num_samples for u in rows) / form.sample_rate
+            for split, rows in by_split.items()
+        },
     }
 
 
 def label_table(summaries: Mapping[str, Summary], split: str = "train") -> "pd.DataFrame":
-    """Utterances per site (rows) and label (columns, in the order of `LABELS`) of one split."""
+    """Utterances per site (rows) and label (columns, in the order of their ids) of one split."""
     import pandas as pd
 
     if split not in SPLITS:
@@ -63,7 +65,6 @@ def label_table(summaries: Mapping[str, Summary], split: str = "train") -> "pd.D
     return pd.DataFrame.from_dict(
         {site: summary["labels"][split] for site, summary in summaries.items()},
         orient="index",
-        columns=list(LABELS),
         dtype=int,
     )
 

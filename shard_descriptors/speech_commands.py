@@ -19,6 +19,7 @@ from pathlib import Path
 import soundfile
 
 from shard_descriptors.audio import CLIP_SAMPLES, SAMPLE_RATE
+from shard_descriptors.corpus import Corpus, CorpusError
 from shard_descriptors.labels import (
     BACKGROUND_NOISE,
     KEYWORDS,
@@ -28,18 +29,19 @@ from shard_descriptors.labels import (
     label_of,
 )
 from shard_descriptors.splits import speaker_of
-from shard_descriptors.utterances import Utterance, canonical_order
+from shard_descriptors.utterances import Utterance
 
 ARCHIVE = "speech_commands_v0.01"
 TEST_ARCHIVE = "speech_commands_test_set_v0.01"
 
 
-class CorpusError(ValueError):
-    """A corpus is not laid out as the official archives; the message says what is missing."""
+SETTINGS_FILE = "synthetic.json"  # marks a corpus as synthetic
+SYNTHETIC = "synthetic"
+"""The name of every corpus that was made by espeak-ng."""
 
 
-def load(root: Path | str) -> tuple[Utterance, ...]:
-    """All utterances of the corpus in `root`, in canonical order. No audio is decoded.
+def load(root: Path | str) -> Corpus:
+    """The corpus in `root`. No audio is decoded.
 
     CorpusError for a missing folder or list, a list that names a missing file, a file without a
     speaker in its name, a folder without recordings.
@@ -54,7 +56,8 @@ def load(root: Path | str) -> tuple[Utterance, ...]:
     words = list(_words(archive))
     num_keyword_clips = sum(u.split == "train" and u.label in KEYWORDS for u in words)
     silence = _silence(archive / BACKGROUND_NOISE, num_keyword_clips)
-    return tuple(sorted([*words, *silence, *_test(test_archive)], key=canonical_order))
+    name = SYNTHETIC if (root / SETTINGS_FILE).is_file() else root.resolve().name
+    return Corpus.of(name, [*words, *silence, *_test(test_archive)])
 
 
 def _words(archive: Path) -> Iterator[Utterance]:
@@ -76,7 +79,7 @@ def _words(archive: Path) -> Iterator[Utterance]:
         if name not in testing:
             split = "validation" if name in validation else "train"
             path = os.path.join(folder, *name.split("/"))
-            yield Utterance(path, label_of(word), word, _speaker(path), split)
+            yield _utterance(path, label_of(word), word, _speaker(path), split)
 
 
 def _test(archive: Path) -> Iterator[Utterance]:
@@ -85,12 +88,25 @@ def _test(archive: Path) -> Iterator[Utterance]:
         for filename in _wav_files(archive / label):
             path = os.path.join(archive, label, filename)
             if label == SILENCE:
-                yield Utterance(path, label, label, None, "test")
+                yield _utterance(path, label, label, None, "test")
             elif label == UNKNOWN:
                 word, _, rest = filename.partition("_")
-                yield Utterance(path, label, word, _speaker(path, rest), "test")
+                yield _utterance(path, label, word, _speaker(path, rest), "test")
             else:
-                yield Utterance(path, label, label, _speaker(path), "test")
+                yield _utterance(path, label, label, _speaker(path), "test")
+
+
+def _utterance(
+    path: str,
+    label: str,
+    word: str,
+    speaker: str | None,
+    split: str,
+    start: int = 0,
+    num_samples: int | None = None,
+) -> Utterance:
+    name = f"{word}/{os.path.basename(path)}"
+    return Utterance(name, path, label, speaker, split, start, num_samples, columns=(("word", word),))
 
 
 def _silence(folder: Path, num_keyword_clips: int) -> Iterator[Utterance]:
@@ -108,7 +124,7 @@ def _silence(folder: Path, num_keyword_clips: int) -> Iterator[Utterance]:
         wanted -= number
         for i in range(number):
             start = i * seconds[path] // number * CLIP_SAMPLES
-            yield Utterance(path, SILENCE, BACKGROUND_NOISE, None, "train", start)
+            yield _utterance(path, SILENCE, BACKGROUND_NOISE, None, "train", start, CLIP_SAMPLES)
 
 
 def _whole_seconds(path: str) -> int:

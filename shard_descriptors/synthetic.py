@@ -11,10 +11,7 @@ The same settings give the same bytes, in any process.
 import ctypes
 import hashlib
 import json
-import os
-import shutil
 import struct
-import tempfile
 from _ctypes import dlclose
 from collections import Counter
 from collections.abc import Iterator
@@ -27,11 +24,11 @@ import espeakng_loader
 import numpy as np
 import numpy.typing as npt
 import soxr
-from filelock import FileLock
-from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from shard_descriptors.audio import CLIP_SAMPLES, SAMPLE_RATE
+from shard_descriptors.cache import cache_folder, made_once
+from shard_descriptors.corpus import CorpusError
 from shard_descriptors.labels import (
     BACKGROUND_NOISE,
     KEYWORDS,
@@ -41,12 +38,11 @@ from shard_descriptors.labels import (
     UNKNOWN,
     label_of,
 )
-from shard_descriptors.speech_commands import ARCHIVE, TEST_ARCHIVE, CorpusError
+from shard_descriptors.speech_commands import ARCHIVE, SETTINGS_FILE, TEST_ARCHIVE
 from shard_descriptors.splits import which_split
 from shard_descriptors.utterances import SPLITS
 
 GENERATOR_VERSION = 1  # raise it with any change to what is heard: it names the cache folder
-SETTINGS_FILE = "synthetic.json"  # marks a corpus as synthetic
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -151,27 +147,16 @@ def default_corpus(progress: bool = True, settings: SyntheticSettings | None = N
     CorpusError when the cache cannot be written.
     """
     settings = settings or SyntheticSettings()
-    cache = Path(os.environ.get("KWS_CACHE") or user_cache_path("federated-keyword-spotting")).expanduser()
-    corpus = cache / f"synthetic-{settings.digest}"
-    if corpus.is_dir():
-        return corpus
+    cache = cache_folder()
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{corpus.name}.lock"):
-            if not corpus.is_dir():
-                for left_over in cache.glob(f"{corpus.name}.partial-*"):
-                    shutil.rmtree(left_over)
-                with tempfile.TemporaryDirectory(
-                    dir=cache, prefix=f"{corpus.name}.partial-", ignore_cleanup_errors=True
-                ) as partial:
-                    make_corpus(Path(partial) / corpus.name, settings, progress)
-                    os.rename(Path(partial) / corpus.name, corpus)
+        return made_once(
+            cache / f"synthetic-{settings.digest}", lambda partial: make_corpus(partial, settings, progress)
+        )
     except OSError as error:
         raise CorpusError(
             f"the synthetic corpus cannot be written to {cache}: {error.strerror or error}. Set "
             "KWS_CACHE to a folder that can be written and has 200 MB free, or DATA to recordings"
         ) from error
-    return corpus
 
 
 def make_corpus(root: Path | str, settings: SyntheticSettings | None = None, progress: bool = False) -> None:

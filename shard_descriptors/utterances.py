@@ -1,35 +1,41 @@
-"""One row per one-second clip: where it lies, what is said, by whom. Nothing is decoded here."""
+"""One row per clip: where it lies, what is said, by whom. Nothing is decoded here."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Utterance:
-    """One clip of one second.
+    """One clip, or a longer recording to take clips from.
 
-    path:    the audio file.
-    label:   one of `labels.LABELS`.
-    word:    the word spoken, or `_background_noise_` / `_silence_`.
-    speaker: the speaker's id; None where nobody speaks.
-    split:   one of `SPLITS`.
-    start:   first sample of the clip within the file, counted at 16 kHz; 0 but for noise files.
+    name:        the same on every machine, wherever the corpus lies; with `start` unique in its corpus.
+    path:        the audio file, or the Arrow file whose row `row` holds it.
+    label:       one of the corpus' labels.
+    speaker:     the speaker's id; None where nobody speaks, or nobody knows who.
+    split:       one of `SPLITS`.
+    start:       first sample within the file, counted at the corpus' sample rate.
+    num_samples: how long it lasts, counted likewise, where the source knows; longer than a clip: clips are cut from it.
+    row:         row of an Arrow file.
+    columns:     what else is known, by name: the word, an accent, a microphone.
     """
 
-    path: Path | str
+    name: str
+    path: str
     label: str
-    word: str
     speaker: str | None
     split: str
     start: int = 0
+    num_samples: int | None = None
+    row: int | None = None
+    columns: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def name(self) -> str:
-        """`word/filename`: the same on every machine, wherever the corpus lies."""
-        return f"{self.word}/{os.path.basename(self.path)}"
+    def column(self, name: str) -> str | None:
+        """The value of a column, "label" and "speaker" included; None where it is not known."""
+        if name in ("label", "speaker"):
+            known: str | None = getattr(self, name)
+            return known
+        return dict(self.columns).get(name)
 
 
 def canonical_order(utterance: Utterance) -> tuple[int, str, int]:

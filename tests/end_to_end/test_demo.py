@@ -234,7 +234,7 @@ def test_errors_arrive_where_the_person_is_looking(tiny_corpus: Path) -> None:
 def test_a_broken_recording_is_named_in_the_end(tiny_corpus: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     shutil.copytree(tiny_corpus, corpus)
-    broken = next(each for each in load(corpus) if each.split == "train" and each.speaker)
+    broken = next(each for each in load(corpus).utterances if each.split == "train" and each.speaker)
     Path(broken.path).write_bytes(b"RIFF, but not really")
     demo = Demo([str(PYTHON), "-m", "kws", "demo", "--change", "training.rounds=1"], DATA=str(corpus))
     assert demo.wait(120) == 1

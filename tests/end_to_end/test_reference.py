@@ -15,6 +15,7 @@ from kws.federated import submit, wait_for_shards
 from kws.simulation import federated_averaging
 from shard_descriptors import partition
 from shard_descriptors.clips import ClipSet
+from shard_descriptors.corpus import SUPERB_KS
 from shard_descriptors.speech_commands import load
 
 HOUSE = PYTHON.parents[2]
@@ -52,7 +53,7 @@ def test_real_processes_compute_what_the_reference_computes(
         processes.start(name, PYTHON, "-m", "federation.envoy", "--config", path)
     federation = Federation("localhost", port)
     wait_for_shards(federation, 60)
-    experiment = submit(federation, config, "reference")
+    experiment = submit(federation, config, "reference", SUPERB_KS)
     lines = {(m.round, m.site, m.task, m.metric): m.value for m in experiment.metrics()}
     real = experiment.last_weights()
 
@@ -61,7 +62,7 @@ def test_real_processes_compute_what_the_reference_computes(
     def report(round_number: int, site: str, task: str, values: dict[str, float]) -> None:
         reported.update({(round_number, site, task, metric): value for metric, value in values.items()})
 
-    utterances = load(tiny_corpus)
+    utterances = load(tiny_corpus).utterances
     own = {
         name: (number, ClipSet([u for u in partition.shard(utterances, number, 2, 3) if u.split == "train"]))
         for name, number in SITES.items()

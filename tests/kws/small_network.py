@@ -11,6 +11,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSe
 
 from kws.config import Augmentation, ModelRecipe, Training
 from kws.model import Classifier, save_pretrained
+from shard_descriptors.corpus import ClipFormat
 from shard_descriptors.labels import LABELS
 
 matplotlib.use("Agg")
@@ -58,6 +59,7 @@ class Tones:
 
     waveforms: np.ndarray
     labels: np.ndarray
+    format = ClipFormat(num_samples=1600)
 
     @classmethod
     def make(cls, count: int, seed: int = 0) -> "Tones":

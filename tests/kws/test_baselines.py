@@ -18,7 +18,7 @@ from kws.simulation import federated_averaging
 from kws.tables import alone
 from kws.training import evaluate
 from shard_descriptors.clips import ClipSet
-from shard_descriptors.labels import LABELS
+from shard_descriptors.corpus import SUPERB_KS
 from shard_descriptors.partition import shard
 from shard_descriptors.speech_commands import load
 from shard_descriptors.utterances import Utterance
@@ -26,13 +26,13 @@ from shard_descriptors.utterances import Utterance
 NAMES = ["pooled", "envoy alone", "envoy_two alone"]
 
 
-def shards_of(corpus: Path) -> tuple[dict[str, tuple[int, list[Utterance]]], list[Utterance]]:
-    utterances = load(corpus)
+def shards_of(corpus: Path) -> tuple[dict[str, tuple[int, list[Utterance]]], ClipSet]:
+    utterances = load(corpus).utterances
     shards = {
         site: (number, [u for u in shard(utterances, number, 2, 0) if u.split == "train"])
         for number, site in enumerate(("envoy", "envoy_two"), start=1)
     }
-    return shards, [u for u in utterances if u.split == "test"]
+    return shards, ClipSet([u for u in utterances if u.split == "test"])
 
 
 def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
 
     assert list(evaluations) == NAMES
     assert alone("envoy") == "envoy alone"
-    truth = ClipSet(test).labels
+    truth = test.labels
     for evaluation in evaluations.values():
         assert np.array_equal(evaluation.labels, truth)
     lines = run.metrics()
@@ -56,9 +56,9 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
 
     # The pooled model is the simulation with one site that holds everything.
     everything = ClipSet([u for _, own in shards.values() for u in own])
-    model = build_model(config.model, config.training.seed, LABELS)
+    model = build_model(config.model, config.training.seed, SUPERB_KS)
     load_weights(model, federated_averaging(config, {"pooled": (0, everything)}, lambda *_: None))
-    assert evaluate(model, ClipSet(test)).scalars() == pytest.approx(evaluations["pooled"].scalars(), rel=1e-4)
+    assert evaluate(model, test).scalars() == pytest.approx(evaluations["pooled"].scalars(), rel=1e-4)
 
 
 def test_an_error_in_a_worker_reaches_the_caller(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -74,14 +74,15 @@ from pathlib import Path
 from kws.baselines import train_baselines
 from kws.config import ExperimentConfig, ModelRecipe, Training
 from kws.records import Run
+from shard_descriptors.clips import ClipSet
 from shard_descriptors.speech_commands import load
 
 if __name__ == "__main__":
     corpus, model, run = sys.argv[1:]
-    utterances = load(Path(corpus))
+    utterances = load(Path(corpus)).utterances
     train = [u for u in utterances if u.split == "train"]
     config = ExperimentConfig(ModelRecipe(model), Training(rounds=100_000))
-    train_baselines(config, {"envoy": (1, train)}, utterances[:1], Run(Path(run)), cores=1)
+    train_baselines(config, {"envoy": (1, train)}, ClipSet(utterances[:1]), Run(Path(run)), cores=1)
 """
 
 

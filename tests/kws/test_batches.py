@@ -67,11 +67,11 @@ def test_augmentation_keeps_shape_and_kind_and_nothing_is_identity(
 ) -> None:
     given_waveforms = torch.from_numpy(waveforms.copy())
     strong = Augmentation(max_shift=0.5, max_speed=0.5, noise_probability=1.0)
-    changed = augment(given_waveforms, noise, strong, np.random.default_rng(seed))
+    changed = augment(given_waveforms, noise, strong, np.random.default_rng(seed), 16_000)
     assert changed.shape == given_waveforms.shape
     assert changed.dtype == torch.float32
     assert changed.isfinite().all()
-    assert torch.equal(augment(given_waveforms, noise, UNCHANGED, np.random.default_rng(seed)), given_waveforms)
+    assert torch.equal(augment(given_waveforms, noise, UNCHANGED, np.random.default_rng(seed), 16_000), given_waveforms)
     assert torch.equal(given_waveforms, torch.from_numpy(waveforms))
 
 
@@ -88,7 +88,7 @@ def test_the_order_is_random_and_follows_the_generator() -> None:
 def test_a_shift_moves_the_sound_by_no_more_than_allowed() -> None:
     clicks = torch.zeros(200, 1600)
     clicks[:, 800] = 1
-    moved = augment(clicks, None, replace(UNCHANGED, max_shift=0.01), np.random.default_rng(0))
+    moved = augment(clicks, None, replace(UNCHANGED, max_shift=0.01), np.random.default_rng(0), 16_000)
     distances = moved.abs().argmax(dim=1) - 800
     assert distances.abs().max() <= 161
     assert distances.min() < -100
@@ -100,7 +100,7 @@ def test_noise_is_mixed_into_its_share_of_the_clips_at_the_ratio_asked_for() -> 
     clips = torch.from_numpy(generator.normal(0, 0.1, (400, 400)).astype(np.float32))
     noise = generator.normal(0, 0.5, (400, 400)).astype(np.float32)
     settings = replace(UNCHANGED, noise_probability=0.5, min_snr_db=5.0, max_snr_db=10.0)
-    added = augment(clips, noise, settings, generator) - clips
+    added = augment(clips, noise, settings, generator, 16_000) - clips
     noisy = added.abs().amax(dim=1) > 1e-6
     assert 0.4 < noisy.float().mean() < 0.6
     ratio = 20 * torch.log10(clips[noisy].square().mean(dim=1).sqrt() / added[noisy].square().mean(dim=1).sqrt())

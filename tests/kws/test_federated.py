@@ -11,7 +11,7 @@ from stock import fault
 from kws.federated import TrainedTensors
 from kws.model import Classifier, build_model, trained_weights
 from kws.training import build_optimizer, train_round
-from shard_descriptors.labels import LABELS
+from shard_descriptors.corpus import SUPERB_KS
 
 
 def stock_tensors(model: Classifier, optimizer: Any) -> Any:
@@ -20,7 +20,7 @@ def stock_tensors(model: Classifier, optimizer: Any) -> Any:
 
 @fault("federated/task/task_runner.py:52", stock=stock_tensors, ours=TrainedTensors.get_tensor_dict)
 def test_the_optimizer_stays_at_its_site(subject: Any, tmp_path: Path) -> None:
-    model = build_model(small_recipe(tmp_path), 0, LABELS)
+    model = build_model(small_recipe(tmp_path), 0, SUPERB_KS)
     optimizer = build_optimizer(model, plain())
     train_round(model, optimizer, Tones.make(12), plain(), 0, 1)
     trained = {name for name, weights in model.network.named_parameters() if weights.requires_grad}

@@ -15,6 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 from kws.config import ModelRecipe
 from kws.model import Classifier, ModelError, build_model, load_weights, save_pretrained, trained_weights
 from kws.training import build_optimizer, train_round
+from shard_descriptors.corpus import SUPERB_KS
 from shard_descriptors.labels import LABELS
 
 CLIPS = torch.from_numpy(Tones.make(24).waveforms)
@@ -27,14 +28,14 @@ def logits_of(model: Classifier, clips: torch.Tensor = CLIPS) -> torch.Tensor:
 
 def test_the_seed_decides_what_is_not_pretrained() -> None:
     recipe = ModelRecipe("tiny")
-    first, same, other = (trained_weights(build_model(recipe, seed, LABELS)) for seed in (0, 0, 1))
+    first, same, other = (trained_weights(build_model(recipe, seed, SUPERB_KS)) for seed in (0, 0, 1))
     assert all(np.array_equal(first[name], same[name]) for name in first)
     assert not all(np.array_equal(first[name], other[name]) for name in first)
     assert all(tensor.dtype == np.float32 for tensor in first.values())
 
 
 def test_tiny_knows_the_labels_and_trains_its_front_end() -> None:
-    model = build_model(ModelRecipe("tiny"), 0, LABELS)
+    model = build_model(ModelRecipe("tiny"), 0, SUPERB_KS)
     assert model.labels == LABELS
     assert logits_of(model).shape == (24, 12)
     before = trained_weights(model)
@@ -50,7 +51,7 @@ def test_labels_go_by_name_never_by_position(tmp_path: Path) -> None:
     published = (*LABELS[6:], *LABELS[:6])
     theirs = classifier(published)
     save_pretrained(theirs, tmp_path)
-    ours = build_model(ModelRecipe(str(tmp_path)), 0, LABELS)
+    ours = build_model(ModelRecipe(str(tmp_path)), 0, SUPERB_KS)
     assert ours.labels == LABELS
     assert ours.network.config.label2id == {name: number for number, name in enumerate(LABELS)}
     expected = logits_of(theirs)[:, [published.index(name) for name in LABELS]]
@@ -61,7 +62,7 @@ def test_labels_go_by_name_never_by_position(tmp_path: Path) -> None:
 def test_other_labels_get_a_new_head_and_keep_the_encoder(tmp_path: Path, published: tuple[str, ...]) -> None:
     theirs = classifier(published)
     save_pretrained(theirs, tmp_path)
-    first, same, other = (build_model(ModelRecipe(str(tmp_path)), seed, LABELS) for seed in (0, 0, 1))
+    first, same, other = (build_model(ModelRecipe(str(tmp_path)), seed, SUPERB_KS) for seed in (0, 0, 1))
     assert first.labels == LABELS
     assert logits_of(first).shape == (24, 12)
     heads = [model.network.classifier.weight for model in (first, same, other)]
@@ -80,7 +81,7 @@ def test_a_saved_folder_loads_everywhere_with_the_same_scores(tmp_path: Path) ->
     save_pretrained(model, tmp_path)
     expected = torch.softmax(logits_of(model), dim=-1)
 
-    again = build_model(ModelRecipe(str(tmp_path)), 5, LABELS)
+    again = build_model(ModelRecipe(str(tmp_path)), 5, SUPERB_KS)
     assert torch.equal(logits_of(again), logits_of(model))
 
     network = AutoModelForAudioClassification.from_pretrained(tmp_path)
@@ -122,7 +123,7 @@ def test_digital_silence_has_finite_scores(norm: str, mask: bool) -> None:
 
 def test_a_frozen_encoder_neither_travels_nor_changes(tmp_path: Path) -> None:
     small_recipe(tmp_path)
-    model = build_model(ModelRecipe(str(tmp_path)), 0, LABELS)
+    model = build_model(ModelRecipe(str(tmp_path)), 0, SUPERB_KS)
     travelling = trained_weights(model)
     frozen = {n: t.clone() for n, t in model.network.state_dict().items() if "feature_extractor" in n}
     assert frozen
@@ -132,13 +133,13 @@ def test_a_frozen_encoder_neither_travels_nor_changes(tmp_path: Path) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
     assert not np.array_equal(trained_weights(model)["classifier.weight"], travelling["classifier.weight"])
 
-    thawed = build_model(ModelRecipe(str(tmp_path), freeze_feature_encoder=False), 0, LABELS)
+    thawed = build_model(ModelRecipe(str(tmp_path), freeze_feature_encoder=False), 0, SUPERB_KS)
     assert trained_weights(thawed).keys() == {name for name, _ in thawed.network.named_parameters()}
 
 
 def test_weights_go_from_one_model_to_another_exactly(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
-    trained, fresh = build_model(recipe, 0, LABELS), build_model(recipe, 0, LABELS)
+    trained, fresh = build_model(recipe, 0, SUPERB_KS), build_model(recipe, 0, SUPERB_KS)
     train_round(trained, build_optimizer(trained, plain()), Tones.make(24), plain(), 0, 1)
     weights = trained_weights(trained)
     before = {name: tensor.copy() for name, tensor in weights.items()}
@@ -205,7 +206,7 @@ def test_a_damaged_folder_is_named_with_the_cause(tmp_path: Path, damage: str) -
     do, words = DAMAGES[damage]
     do(tmp_path)
     with pytest.raises(ModelError, match=r"does not hold a whole Wav2Vec2 model .*Copy it again") as caught:
-        build_model(ModelRecipe(str(tmp_path)), 0, LABELS)
+        build_model(ModelRecipe(str(tmp_path)), 0, SUPERB_KS)
     assert words in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert "no such local folder" not in str(caught.value)
@@ -215,7 +216,7 @@ def test_a_damaged_folder_is_named_with_the_cause(tmp_path: Path, damage: str) -
 @pytest.mark.parametrize("name", ["/no/such/folder", "./models/mine", "models/mine/base"])
 def test_a_folder_that_is_not_there(name: str) -> None:
     with pytest.raises(ModelError, match=f"there is no folder {name} on this machine; every site .*Copy it there"):
-        build_model(ModelRecipe(name), 0, LABELS)
+        build_model(ModelRecipe(name), 0, SUPERB_KS)
 
 
 def test_another_sampling_rate_is_refused(tmp_path: Path) -> None:
@@ -223,4 +224,4 @@ def test_another_sampling_rate_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sampling_rate": 8000}))
     with pytest.raises(ModelError, match=r"8000 Hz.*16000 Hz"):
-        build_model(ModelRecipe(str(tmp_path)), 0, LABELS)
+        build_model(ModelRecipe(str(tmp_path)), 0, SUPERB_KS)

@@ -9,7 +9,7 @@ from kws.config import Augmentation, ExperimentConfig
 from kws.model import build_model, load_weights, trained_weights
 from kws.simulation import federated_averaging
 from kws.training import build_optimizer, train_round
-from shard_descriptors.labels import LABELS
+from shard_descriptors.corpus import SUPERB_KS
 
 Models = dict[str, np.ndarray]
 NORTH, SOUTH = Tones.make(36, seed=1), Tones.make(16, seed=2)
@@ -30,7 +30,7 @@ def equal(one: Models, other: Models) -> bool:
 
 
 def test_one_site_is_ordinary_training(config: ExperimentConfig) -> None:
-    model = build_model(config.model, config.training.seed, LABELS)
+    model = build_model(config.model, config.training.seed, SUPERB_KS)
     optimizer = build_optimizer(model, config.training)
     for done in range(config.training.rounds):
         train_round(model, optimizer, NORTH, config.training, done, 3)
@@ -38,7 +38,7 @@ def test_one_site_is_ordinary_training(config: ExperimentConfig) -> None:
 
 
 def test_two_sites_are_the_mean_of_what_each_trains(config: ExperimentConfig) -> None:
-    models = [build_model(config.model, config.training.seed, LABELS) for _ in range(2)]
+    models = [build_model(config.model, config.training.seed, SUPERB_KS) for _ in range(2)]
     optimizers = [build_optimizer(model, config.training) for model in models]
     for done in range(config.training.rounds):
         for shard, (model, optimizer, clips) in enumerate(

@@ -11,7 +11,7 @@ from small_network import Tones, plain, quick, small_recipe
 from kws.config import Augmentation, ModelRecipe, Training
 from kws.model import build_model, trained_weights
 from kws.training import build_optimizer, evaluate, learning_rate, round_seed, train_round
-from shard_descriptors.labels import LABELS
+from shard_descriptors.corpus import SUPERB_KS
 
 CLIPS = Tones.make(48)
 
@@ -23,7 +23,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> ModelRecipe:
 
 def trained(recipe: ModelRecipe, training: Training, shard: int = 1) -> dict[str, np.ndarray]:
     """The weights after all rounds on the same clips."""
-    model = build_model(recipe, training.seed, LABELS)
+    model = build_model(recipe, training.seed, SUPERB_KS)
     optimizer = build_optimizer(model, training)
     for done in range(training.rounds):
         train_round(model, optimizer, CLIPS, training, done, shard)
@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(recipe: ModelRecipe) ->
 def test_a_repeated_round_gives_the_same_weights_whatever_else_was_drawn(recipe: ModelRecipe) -> None:
     outcomes = []
     for drawn in (1, 7):
-        model = build_model(replace(recipe, dropout=0.3), 0, LABELS)
+        model = build_model(replace(recipe, dropout=0.3), 0, SUPERB_KS)
         torch.rand(drawn)
         train_round(model, build_optimizer(model, plain()), CLIPS, plain(), 1, 1)
         outcomes.append(trained_weights(model))
@@ -78,7 +78,7 @@ def test_the_rate_warms_up_and_falls_to_nothing(total: int, warmup: float, peak:
 
 def test_the_schedule_spans_all_rounds(recipe: ModelRecipe) -> None:
     training = plain(rounds=3, local_epochs=2, warmup=0.0)
-    model = build_model(recipe, 0, LABELS)
+    model = build_model(recipe, 0, SUPERB_KS)
     optimizer = build_optimizer(model, training)
     last = []
     for done in range(3):
@@ -90,7 +90,7 @@ def test_the_schedule_spans_all_rounds(recipe: ModelRecipe) -> None:
 
 def test_tones_are_learned(recipe: ModelRecipe) -> None:
     training = plain(rounds=1, local_epochs=25, learning_rate=1e-2)
-    model = build_model(recipe, 0, LABELS)
+    model = build_model(recipe, 0, SUPERB_KS)
     before = evaluate(model, Tones.make(48, seed=1))
     train_round(model, build_optimizer(model, training), CLIPS, training, 0, 1)
     after = evaluate(model, Tones.make(48, seed=1))
@@ -102,7 +102,7 @@ def test_tones_are_learned(recipe: ModelRecipe) -> None:
 def test_what_a_round_reports(recipe: ModelRecipe) -> None:
     """At a rate of nearly nothing and without dropout, the mean over the round is the model's own loss."""
     training = plain(learning_rate=1e-12, batch_size=7)  # the last batch is smaller, and counts by its clips
-    model = build_model(replace(recipe, dropout=0.0), 0, LABELS)
+    model = build_model(replace(recipe, dropout=0.0), 0, SUPERB_KS)
     measured = train_round(model, build_optimizer(model, training), CLIPS, training, 0, 1)
     scores = evaluate(model, CLIPS)
     assert measured == pytest.approx({"loss": scores.loss, "accuracy": scores.accuracy}, rel=1e-4)
@@ -111,14 +111,14 @@ def test_what_a_round_reports(recipe: ModelRecipe) -> None:
 def test_recorded_losses(recipe: ModelRecipe) -> None:
     """Recorded with torch 2.13 on x86-64; a change of anything that decides training shows here."""
     training = plain(rounds=3)
-    model = build_model(replace(recipe, dropout=0.0), 0, LABELS)
+    model = build_model(replace(recipe, dropout=0.0), 0, SUPERB_KS)
     optimizer = build_optimizer(model, training)
     losses = [train_round(model, optimizer, CLIPS, training, done, 1)["loss"] for done in range(3)]
     assert losses == pytest.approx([2.5747, 1.7947, 1.4883], abs=1e-3)
 
 
 def test_biases_and_norms_do_not_decay(recipe: ModelRecipe) -> None:
-    model = build_model(recipe, 0, LABELS)
+    model = build_model(recipe, 0, SUPERB_KS)
     groups = build_optimizer(model, plain(weight_decay=0.3)).param_groups
     assert {group["weight_decay"]: {p.ndim > 1 for p in group["params"]} for group in groups} == {
         0.3: {True},
@@ -128,7 +128,7 @@ def test_biases_and_norms_do_not_decay(recipe: ModelRecipe) -> None:
 
 
 def test_evaluate_answers_every_clip_in_order_and_changes_nothing(recipe: ModelRecipe) -> None:
-    model = build_model(replace(recipe, dropout=0.5), 0, LABELS)
+    model = build_model(replace(recipe, dropout=0.5), 0, SUPERB_KS)
     clips = Tones.make(150)  # more than two batches
     before = trained_weights(model)
     scores = evaluate(model, clips)

@@ -132,7 +132,7 @@ def test_start_beyond_the_end(tmp_path: Path) -> None:
 
 def test_read_clips(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", tone(440, 2, 16_000))
-    rows = [Utterance(path, "_silence_", "_silence_", None, "train", s) for s in (16_000, 0)]
+    rows = [Utterance("a", str(path), "_silence_", None, "train", s) for s in (16_000, 0)]
     clips = read_clips(rows)
     assert clips.shape == (2, 16_000)
     assert clips.dtype == np.float32

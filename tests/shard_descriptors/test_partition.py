@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +33,19 @@ def rows_of(clips: dict[str, list[int]], noise: list[int], silence: int, folder:
     7
     """
     rows = [
-        Utterance(f"{folder}/yes/{split}{s}_nohash_{n}.wav", "yes", "yes", f"{split}{s}", split)
+        Utterance(f"yes/{split}{s}_{n}", f"{folder}/{split}{s}_{n}.wav", "yes", f"{split}{s}", split)
         for split, counts in clips.items()
         for s, count in enumerate(counts)
         for n in range(count)
     ]
     word = "_background_noise_"
     rows += [
-        Utterance(f"{folder}/{word}/{f}.wav", "_silence_", word, None, "train", 16_000 * n)
+        Utterance(f"{word}/{f}", f"{folder}/{word}/{f}.wav", "_silence_", None, "train", 16_000 * n, 16_000)
         for f, seconds in enumerate(noise)
         for n in range(seconds)
     ]
     word = "_silence_"
-    rows += [Utterance(f"{folder}/{word}/{n}.wav", word, word, None, "test") for n in range(silence)]
+    rows += [Utterance(f"{word}/{n}", f"{folder}/{word}/{n}.wav", word, None, "test") for n in range(silence)]
     return rows
 
 
@@ -173,7 +174,7 @@ def test_same_in_any_folder() -> None:
 
 def test_speaker_of_two_splits_keeps_one_shard() -> None:
     rows = rows_of({"train": [4, 3, 2, 1]}, [], 0)
-    rows += [Utterance(f"/t/{u.speaker}.wav", "yes", "yes", u.speaker, "test") for u in rows[:8]]
+    rows += [Utterance(f"t/{n}", f"/t/{n}.wav", "yes", u.speaker, "test") for n, u in enumerate(rows[:8])]
     homes = defaultdict(set)
     for row, number in zip(rows, partition_speakers(rows, 2, 0), strict=True):
         homes[row.speaker].add(number)
@@ -199,7 +200,7 @@ def test_nothing_to_train_on() -> None:
 
 def test_overlapping_noise() -> None:
     rows = rows_of({"train": [1, 1]}, noise=[2], silence=0)
-    rows.append(Utterance(rows[-1].path, "_silence_", rows[-1].word, None, "train", 8_000))
+    rows.append(replace(rows[-1], start=8_000))
     with pytest.raises(PartitionError, match="overlap"):
         partition_speakers(rows, 2, 0)
 
@@ -208,7 +209,7 @@ PROGRAM = """
 import sys
 from shard_descriptors.partition import digest
 from shard_descriptors.speech_commands import load
-print(digest(load(sys.argv[1]), 3, 7))
+print(digest(load(sys.argv[1]).utterances, 3, 7))
 """
 
 
@@ -225,7 +226,7 @@ def test_same_in_another_process(tiny_corpus: Path, hash_seed: str) -> None:
         text=True,
         check=True,
     ).stdout.strip()
-    assert found == digest(load(tiny_corpus), 3, 7)
+    assert found == digest(load(tiny_corpus).utterances, 3, 7)
 
 
 def true_scale_rows() -> list[Utterance]:
@@ -233,7 +234,7 @@ def true_scale_rows() -> list[Utterance]:
     if not LISTS.is_dir():
         pytest.skip("the official file lists are not beside the repository")
     names = [name for path in sorted(LISTS.glob("*_list.txt")) for name in path.read_text().split()]
-    return [Utterance(name, "yes", name.split("/")[0], speaker_of(name), which_split(name)) for name in names]
+    return [Utterance(name, name, "yes", speaker_of(name), which_split(name)) for name in names]
 
 
 def test_true_scale() -> None:
@@ -247,7 +248,7 @@ def test_true_scale() -> None:
 
 
 def test_label_shares_on_real_recordings(real_corpus: Path) -> None:
-    rows = load(real_corpus)
+    rows = load(real_corpus).utterances
     for index in (1, 2):
         part = shard(rows, index, 2, 0)
         assert {u.label for u in part if u.split == "train"} == set(LABELS)

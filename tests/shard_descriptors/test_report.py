@@ -23,7 +23,7 @@ def counted(**labels: int) -> Summary:
     """A summary of a site whose train split has these labels."""
     return summarize(
         [
-            Utterance(f"{n}.wav", label, label, f"{n}", "train")
+            Utterance(f"{label}/{n}", f"{n}.wav", label, f"{n}", "train")
             for label, number in labels.items()
             for n in range(number)
         ]
@@ -31,7 +31,7 @@ def counted(**labels: int) -> Summary:
 
 
 def test_summarize(tiny_corpus: Path) -> None:
-    summary = summarize(load(tiny_corpus))
+    summary = summarize(load(tiny_corpus).utterances)
     assert summary["speakers"] == {"train": 12, "validation": 4, "test": 4}
     assert summary["utterances"] == {"train": 193, "validation": 40, "test": 48}
     assert summary["seconds"] == {"train": 193.0, "validation": 40.0, "test": 48.0}
@@ -46,7 +46,7 @@ def test_empty() -> None:
 
 
 def test_label_table(tiny_corpus: Path) -> None:
-    rows = load(tiny_corpus)
+    rows = load(tiny_corpus).utterances
     sites = {f"site {i}": summarize(shard(rows, i, 2, 0)) for i in (1, 2)}
     table = label_table(sites)
     assert list(table.index) == ["site 1", "site 2"]

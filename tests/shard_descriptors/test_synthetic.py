@@ -18,8 +18,9 @@ from corpora import TINY
 
 from shard_descriptors import synthetic
 from shard_descriptors.audio import read_clips
+from shard_descriptors.corpus import CorpusError
 from shard_descriptors.labels import KEYWORDS, OTHER_WORDS
-from shard_descriptors.speech_commands import CorpusError, load
+from shard_descriptors.speech_commands import load
 from shard_descriptors.splits import which_split
 from shard_descriptors.synthetic import (
     Speaker,
@@ -77,25 +78,25 @@ def test_files_are_as_the_official_ones(tiny_corpus: Path) -> None:
 
 
 def test_split_follows_the_official_rule(tiny_corpus: Path) -> None:
-    rows = load(tiny_corpus)
+    rows = load(tiny_corpus).utterances
     assert all(which_split(u.speaker) == u.split for u in rows if u.speaker is not None)
 
 
 def test_testing_list_names_the_test_archive_speakers(tiny_corpus: Path) -> None:
     listed = (tiny_corpus / "speech_commands_v0.01" / "testing_list.txt").read_text().split()
-    rows = [u for u in load(tiny_corpus) if u.split == "test" and u.speaker]
+    rows = [u for u in load(tiny_corpus).utterances if u.split == "test" and u.speaker]
     assert len(listed) == len(rows)
     assert {name[-21:-13] for name in listed} >= {str(u.speaker)[:8] for u in rows}
 
 
 def test_unknown_share(tiny_corpus: Path) -> None:
-    labels = Counter(u.label for u in load(tiny_corpus) if u.split == "train" and u.speaker)
+    labels = Counter(u.label for u in load(tiny_corpus).utterances if u.split == "train" and u.speaker)
     assert labels["_unknown_"] == 54
     assert set(labels.values()) == {54, 12, 13}
 
 
 def test_levels(tiny_corpus: Path) -> None:
-    rows = load(tiny_corpus)
+    rows = load(tiny_corpus).utterances
     clips = read_clips(rows)
     spoken = np.array([u.speaker is not None for u in rows])
     rms = 20 * np.log10(np.sqrt(np.mean(np.square(clips), axis=1)))
@@ -108,7 +109,7 @@ def test_levels(tiny_corpus: Path) -> None:
 
 def test_words_can_be_told_apart_on_unseen_speakers(tiny_corpus: Path) -> None:
     """Far above chance even for nearest neighbours on coarse spectra of 180 train clips."""
-    rows = load(tiny_corpus)
+    rows = load(tiny_corpus).utterances
     frames = read_clips(rows).reshape(len(rows), 50, 320)
     power = np.abs(np.fft.rfft(frames * np.hanning(320)))[:, :, 1:129] ** 2
     bands = np.log(power.reshape(len(rows), 50, 16, 8).mean(axis=3) + 1e-7)
@@ -162,7 +163,7 @@ def test_nothing_carries_over_from_speaker_to_speaker(speaker: Speaker) -> None:
 
 def test_noise_of_the_splits_differs(tiny_corpus: Path) -> None:
     """No second of train silence is heard again in the test archive."""
-    rows = [u for u in load(tiny_corpus) if u.speaker is None]
+    rows = [u for u in load(tiny_corpus).utterances if u.speaker is None]
     clips = read_clips(rows)
     clips /= np.linalg.norm(clips, axis=1, keepdims=True)
     train = np.array([u.split == "train" for u in rows])
@@ -213,7 +214,7 @@ def test_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KWS_CACHE", str(tmp_path / "cache"))
     corpus = default_corpus(progress=False, settings=MINUTE)
     assert corpus == tmp_path / "cache" / f"synthetic-{MINUTE.digest}"
-    assert load(corpus)
+    assert load(corpus).utterances
     monkeypatch.setattr(synthetic, "make_corpus", None)
     assert default_corpus(settings=MINUTE) == corpus
 
@@ -249,7 +250,7 @@ def test_killed_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not (tmp_path / f"synthetic-{TINY.digest}").exists()
     monkeypatch.setenv("KWS_CACHE", str(tmp_path))
     corpus = default_corpus(progress=False, settings=TINY)
-    assert len(load(corpus)) == 281
+    assert len(load(corpus).utterances) == 281
     assert [p for p in tmp_path.iterdir() if p.is_dir()] == [corpus]  # the remains are gone
 
 

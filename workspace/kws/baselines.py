@@ -23,7 +23,7 @@ from kws.simulation import federated_averaging
 from kws.tables import POOLED, alone
 from kws.training import evaluate
 from shard_descriptors.clips import ClipSet
-from shard_descriptors.labels import LABELS
+from shard_descriptors.corpus import ClipFormat
 from shard_descriptors.utterances import Utterance
 
 
@@ -39,7 +39,7 @@ class Baseline:
 def train_baselines(
     config: ExperimentConfig,
     shards: Mapping[str, tuple[int, Sequence[Utterance]]],
-    test: Sequence[Utterance],
+    test: ClipSet,
     run: Run,
     cores: int,
 ) -> dict[str, Evaluation]:
@@ -48,7 +48,7 @@ def train_baselines(
     Args:
         config: the experiment of the federation.
         shards: by site, the number of its shard and its training utterances.
-        test: utterances of speakers that are in none of them.
+        test: clips of speakers that are in none of them.
         run: gets a metrics line for every round.
         cores: cores to share; each training gets as many threads as there are cores for it.
 
@@ -64,16 +64,19 @@ def train_baselines(
         _environment(OMP_NUM_THREADS=str(cores // workers), OMP_WAIT_POLICY="PASSIVE"),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool,
     ):
-        results = {job.name: pool.submit(_train, config, job, tuple(test), run) for job in jobs}
+        results = {job.name: pool.submit(_train, config, job, test.utterances, test.format, run) for job in jobs}
         return {name: result.result() for name, result in results.items()}
 
 
-def _train(config: ExperimentConfig, job: Baseline, test: tuple[Utterance, ...], run: Run) -> Evaluation:
+def _train(
+    config: ExperimentConfig, job: Baseline, test: tuple[Utterance, ...], form: ClipFormat, run: Run
+) -> Evaluation:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = federated_averaging(config, {job.name: (job.shard, ClipSet(job.train))}, run.add_metrics, device)
-    model = build_model(config.model, config.training.seed, LABELS).to(torch.device(device))
+    sites = {job.name: (job.shard, ClipSet(job.train, form))}
+    weights = federated_averaging(config, sites, run.add_metrics, device)
+    model = build_model(config.model, config.training.seed, form).to(torch.device(device))
     load_weights(model, weights)
-    return evaluate(model, ClipSet(test))
+    return evaluate(model, ClipSet(test, form))
 
 
 def _leave_with_parent() -> None:

@@ -9,12 +9,15 @@ import numpy.typing as npt
 import torch
 
 from kws.config import Augmentation
-
-SAMPLE_RATE = 16_000
+from shard_descriptors.corpus import ClipFormat
 
 
 class Clips(Protocol):
     """n labelled clips of equal length, by number (`shard_descriptors.clips.ClipSet` is one)."""
+
+    @property
+    def format(self) -> ClipFormat:
+        """Label names, sample rate and length."""
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -28,7 +31,7 @@ class Clips(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """waveforms: float32 (batch, num_samples), raw, 16 kHz. labels: int64 (batch,)."""
+    """waveforms: float32 (batch, num_samples), raw. labels: int64 (batch,)."""
 
     waveforms: torch.Tensor
     labels: torch.Tensor
@@ -56,7 +59,7 @@ def shuffled(
     for first in range(0, len(clips), batch_size):
         batch = _batch(clips, order[first : first + batch_size])
         added = clips.read(generator.choice(noise, len(order[first : first + batch_size]))) if len(noise) else None
-        yield Batch(augment(batch.waveforms, added, augmentation, generator), batch.labels)
+        yield Batch(augment(batch.waveforms, added, augmentation, generator, clips.format.sample_rate), batch.labels)
 
 
 def augment(
@@ -64,6 +67,7 @@ def augment(
     noise: npt.NDArray[np.float32] | None,
     settings: Augmentation,
     generator: np.random.Generator,
+    sample_rate: int,
 ) -> torch.Tensor:
     """Shift each clip, change its speed, and mix noise into some: float32 of the same shape.
 
@@ -71,7 +75,7 @@ def augment(
     """
     count, num_samples = waveforms.shape
     speed = 1 + _uniform(generator, count, settings.max_speed)
-    shift = _uniform(generator, count, settings.max_shift * SAMPLE_RATE)
+    shift = _uniform(generator, count, settings.max_shift * sample_rate)
     centre = (num_samples - 1) / 2
     places = (torch.arange(num_samples) - centre) * speed + centre + shift  # where each new sample lies in the old clip
     before = places.floor().clamp(0, num_samples - 2)

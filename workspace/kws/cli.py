@@ -47,7 +47,7 @@ def add_site(
 @app.command()
 def corpus() -> None:
     """Make the synthetic corpus if it is not there yet, and print where the corpus lies."""
-    from shard_descriptors.corpus import resolve_corpus
+    from shard_descriptors.sources import resolve_corpus
 
     try:
         typer.echo(resolve_corpus())

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kws import HOUSE, tables
 from kws.records import Run, follow
-from shard_descriptors.corpus import resolve_corpus
+from shard_descriptors.sources import resolve_corpus
 from shard_descriptors.speech_commands import load
 
 NOTEBOOK = HOUSE / "workspace" / "keyword_spotting.ipynb"

@@ -22,7 +22,7 @@ from kws.config import ExperimentConfig
 from kws.model import Classifier, build_model, load_weights, trained_tensors
 from kws.records import Run
 from kws.training import build_optimizer, evaluate, train_round
-from shard_descriptors.labels import LABELS
+from shard_descriptors.corpus import ClipFormat
 
 
 class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
@@ -59,15 +59,15 @@ class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
 class ClassifierProvider(ModelInterface):  # type: ignore[misc]
     """The recipe of the model; the model itself is built where it is used (a Wav2Vec2 module cannot be pickled)."""
 
-    def __init__(self, config: ExperimentConfig) -> None:
+    def __init__(self, config: ExperimentConfig, form: ClipFormat) -> None:
         super().__init__(model=None, optimizer=None, framework_plugin="kws.federated.TrainedTensors")
-        self.config = config
+        self.config, self.format = config, form
         self.model: Classifier | None = None
 
     def provide_model(self) -> Classifier:
         """The one model of this process."""
         if self.model is None:
-            self.model = build_model(self.config.model, self.config.training.seed, LABELS)
+            self.model = build_model(self.config.model, self.config.training.seed, self.format)
         return self.model
 
     def provide_optimizer(self) -> Any:
@@ -192,13 +192,14 @@ def submit(
     federation: Federation,
     config: ExperimentConfig,
     name: str,
+    form: ClipFormat,
     policy: RoundPolicy | None = None,
 ) -> Experiment:
     """Send the experiment and this package's source to the director."""
     return federation.submit(
         name,
         package=Path(__file__).resolve().parent,
-        model=ClassifierProvider(config),
+        model=ClassifierProvider(config, form),
         tasks=TASKS,
         data=ShardData(config),
         rounds=config.training.rounds,
@@ -209,9 +210,9 @@ def submit(
     )
 
 
-def best_model(experiment: Experiment, config: ExperimentConfig) -> Classifier:
+def best_model(experiment: Experiment, config: ExperimentConfig, form: ClipFormat) -> Classifier:
     """The model that scored best in the aggregated validation."""
-    model = build_model(config.model, config.training.seed, LABELS)
+    model = build_model(config.model, config.training.seed, form)
     load_weights(model, experiment.best_weights())
     return model
 

@@ -13,8 +13,9 @@ from transformers import (
     set_seed,
 )
 
-from kws.batches import SAMPLE_RATE, sound_mask, standardise
+from kws.batches import sound_mask, standardise
 from kws.config import ModelRecipe
+from shard_descriptors.corpus import ClipFormat
 
 PHASES = 4
 """Kernels per mel band in the first convolution of "tiny"."""
@@ -39,29 +40,31 @@ class Classifier(torch.nn.Module):
         return tuple(names[number] for number in sorted(names))
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Waveforms float32 (batch, num_samples), raw, 16 kHz -> logits float32 (batch, num_labels)."""
+        """Raw waveforms float32 (batch, num_samples) -> logits float32 (batch, num_labels)."""
         mask = sound_mask(waveforms) if self.extractor.return_attention_mask else None
         values = standardise(waveforms, mask) if self.extractor.do_normalize else waveforms
         logits: torch.Tensor = self.network(input_values=values, attention_mask=mask).logits
         return logits
 
 
-def build_model(recipe: ModelRecipe, seed: int, labels: Sequence[str]) -> Classifier:
-    """A classifier over `labels`; what is not pretrained is initialised from the seed.
+def build_model(recipe: ModelRecipe, seed: int, form: ClipFormat) -> Classifier:
+    """A classifier of such clips; what is not pretrained is initialised from the seed.
 
     Raises:
         ModelError: the weights cannot be had; says how to get them.
     """
     set_seed(seed)
     if recipe.name == "tiny":
-        network = Wav2Vec2ForSequenceClassification(tiny_config(recipe.dropout, labels))
+        network = Wav2Vec2ForSequenceClassification(tiny_config(recipe.dropout, form.labels))
         front_end = network.wav2vec2.feature_extractor
-        start_from_mel_bands(front_end.conv_layers[0].conv)
+        start_from_mel_bands(front_end.conv_layers[0].conv, form.sample_rate)
         # Else the library computes a gradient for the waveform too, which nobody reads: a tenth of the time.
         front_end._requires_grad = False
-        extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
+        extractor = Wav2Vec2FeatureExtractor(
+            sampling_rate=form.sample_rate, do_normalize=True, return_attention_mask=False
+        )
     else:
-        network, extractor = _pretrained(recipe, labels)
+        network, extractor = _pretrained(recipe, form)
     if recipe.frozen:
         network.freeze_feature_encoder()
     return Classifier(network, extractor)
@@ -142,7 +145,7 @@ def tiny_config(dropout: float, labels: Sequence[str]) -> Wav2Vec2Config:
     )
 
 
-def start_from_mel_bands(convolution: torch.nn.Conv1d) -> None:
+def start_from_mel_bands(convolution: torch.nn.Conv1d, sample_rate: int) -> None:
     """Initialise a first convolution, in place, as windowed cosines on the mel scale, `PHASES` phases a band.
 
     Training from random kernels spends most of a small corpus on finding such filters: after 10 epochs of 2,410 clips
@@ -151,9 +154,9 @@ def start_from_mel_bands(convolution: torch.nn.Conv1d) -> None:
     """
     channels, _, width = convolution.weight.shape
     bands = channels // PHASES
-    edges = _from_mel(torch.linspace(_to_mel(60.0), _to_mel(7200.0), bands + 2))
-    time = (torch.arange(width) - (width - 1) / 2) / SAMPLE_RATE
-    length = (4 / (edges[2:] - edges[:-2])).clamp(0.004, width / SAMPLE_RATE)[:, None]  # narrow bands need long windows
+    edges = _from_mel(torch.linspace(_to_mel(60.0), _to_mel(0.45 * sample_rate), bands + 2))
+    time = (torch.arange(width) - (width - 1) / 2) / sample_rate
+    length = (4 / (edges[2:] - edges[:-2])).clamp(0.004, width / sample_rate)[:, None]  # narrow bands need long windows
     window = torch.where(time.abs() < length / 2, 0.5 + 0.5 * torch.cos(2 * math.pi * time / length), 0.0)
     phases = 2 * math.pi * torch.arange(PHASES) / PHASES
     carrier = torch.cos(2 * math.pi * edges[1:-1, None] * time + phases[:, None, None])
@@ -173,8 +176,9 @@ def _from_mel(mel: torch.Tensor) -> torch.Tensor:
 
 
 def _pretrained(
-    recipe: ModelRecipe, labels: Sequence[str]
+    recipe: ModelRecipe, form: ClipFormat
 ) -> tuple[Wav2Vec2ForSequenceClassification, Wav2Vec2FeatureExtractor]:
+    labels = form.labels
     names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
     try:
         kind = Wav2Vec2Config.get_config_dict(recipe.name)[0].get("model_type")
@@ -212,9 +216,10 @@ def _pretrained(
             f"On a machine with the internet, run `hf download {recipe.name} --local-dir FOLDER`, copy FOLDER to "
             f"every site and give its path as model.name; or give 'tiny', which needs no download."
         ) from error
-    if extractor.sampling_rate != SAMPLE_RATE:
+    if extractor.sampling_rate != form.sample_rate:
         raise ModelError(
-            f"{recipe.name} was made for {extractor.sampling_rate} Hz; this workspace works at {SAMPLE_RATE} Hz"
+            f"{recipe.name} was made for {extractor.sampling_rate} Hz; these clips have {form.sample_rate} Hz; "
+            f"set sample_rate in every envoy.yaml to the model's"
         )
     if same_labels:
         _reorder_labels(network, [published[number] for number in range(len(labels))], labels)

@@ -14,8 +14,9 @@ from kws.records import Run
 from kws.tables import POOLED, alone
 from shard_descriptors import partition
 from shard_descriptors.clips import ClipSet
-from shard_descriptors.corpus import SYNTHETIC, corpus_name, resolve_corpus
-from shard_descriptors.speech_commands import load
+from shard_descriptors.corpus import ClipFormat, Corpus
+from shard_descriptors.sources import open_corpus
+from shard_descriptors.speech_commands import SYNTHETIC
 from shard_descriptors.utterances import Utterance
 
 
@@ -40,21 +41,26 @@ def with_baselines() -> bool:
     return os.environ.get("KWS_BASELINES", "1") != "0"
 
 
-def local_corpus(shards: Mapping[str, Mapping[str, Any]]) -> tuple[Utterance, ...]:
+def clip_format(shards: Mapping[str, Mapping[str, Any]]) -> ClipFormat:
+    """Labels, sample rate and length of the sites' clips."""
+    given = next(iter(shards.values()))["format"]
+    return ClipFormat(**(given | {"labels": tuple(given["labels"])}))
+
+
+def local_corpus(shards: Mapping[str, Mapping[str, Any]]) -> Corpus:
     """The experimenter's own copy of the corpus that the sites share out.
 
     Raises:
         ValueError: it is another corpus than theirs, so that a comparison would mean nothing.
     """
-    root = resolve_corpus()
-    utterances = load(root)
+    corpus = open_corpus()
     theirs = next(iter(shards.values()))
-    if partition.digest(utterances, theirs["of"], theirs["seed"]) != theirs["partition"]:
+    if partition.digest(corpus.utterances, theirs["of"], theirs["seed"]) != theirs["partition"]:
         raise ValueError(
-            f"the sites train on {theirs['corpus']}, and this notebook has {corpus_name(root)} in {root}, which is not "
-            f"the same; set DATA to the same corpus before you start the notebook"
+            f"the sites train on {theirs['corpus']}, and this notebook has {corpus.name}, "
+            f"which is not the same; set DATA to the same corpus before you start the notebook"
         )
-    return utterances
+    return corpus
 
 
 def train_shards(
@@ -119,4 +125,4 @@ def listen(table: pd.DataFrame, clips: ClipSet) -> None:
 
     for row in table.itertuples():
         print(f"{row.file}: {row.true}, answered {row.answered}")
-        display(Audio(clips.read([row.clip])[0], rate=16_000, normalize=True))
+        display(Audio(clips.read([row.clip])[0], rate=clips.format.sample_rate, normalize=True))

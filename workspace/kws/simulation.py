@@ -11,7 +11,6 @@ from kws.batches import Clips
 from kws.config import ExperimentConfig
 from kws.model import build_model, load_weights, trained_weights
 from kws.training import build_optimizer, train_round
-from shard_descriptors.labels import LABELS
 
 Report = Callable[[int, str, str, dict[str, float]], None]
 """Called with round, site, task and scalar metrics, in the terms of `metrics.jsonl`."""
@@ -32,7 +31,7 @@ def federated_averaging(
         The trained tensors of the last round's average.
     """
     training = config.training
-    models = {site: build_model(config.model, training.seed, LABELS).to(device) for site in sites}
+    models = {site: build_model(config.model, training.seed, own.format).to(device) for site, (_, own) in sites.items()}
     optimizers = {site: build_optimizer(models[site], training) for site in sites}
     weights: Weights = trained_weights(next(iter(models.values())))
     for done in range(training.rounds):

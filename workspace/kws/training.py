@@ -41,7 +41,7 @@ def train_round(
     set_seed(seed % 2**32)
     generator = np.random.default_rng(seed)
     device = next(model.parameters()).device
-    noise = np.flatnonzero(clips.labels == model.labels.index(SILENCE))
+    noise = np.flatnonzero(clips.labels == clips.format.label_ids.get(SILENCE, -1))
     steps = training.local_epochs * math.ceil(len(clips) / training.batch_size)
     step = rounds_done * steps
     loss_sum, right, seen = 0.0, 0, 0

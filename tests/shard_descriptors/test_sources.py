@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from shard_descriptors import corpus
-from shard_descriptors.speech_commands import CorpusError
+from shard_descriptors import sources
+from shard_descriptors.corpus import CorpusError
 
 
 def test_given_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,33 +13,28 @@ def test_given_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     given.mkdir()
     data.mkdir()
     monkeypatch.setenv("DATA", str(data))
-    assert corpus.resolve_corpus(str(given)) == given
-    assert corpus.resolve_corpus() == data
-    assert corpus.resolve_corpus("") == data
+    assert sources.resolve_corpus(str(given)) == given
+    assert sources.resolve_corpus() == data
+    assert sources.resolve_corpus("") == data
 
 
 def test_synthetic_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "default_corpus", lambda: tmp_path)
+    monkeypatch.setattr(sources, "default_corpus", lambda: tmp_path)
     monkeypatch.delenv("DATA", raising=False)
-    assert corpus.resolve_corpus() == tmp_path
+    assert sources.resolve_corpus() == tmp_path
     monkeypatch.setenv("DATA", "")
-    assert corpus.resolve_corpus(None) == tmp_path
+    assert sources.resolve_corpus(None) == tmp_path
 
 
 def test_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CorpusError, match=r"data_path is .*gone, which is not a folder"):
-        corpus.resolve_corpus(str(tmp_path / "gone"))
+        sources.resolve_corpus(str(tmp_path / "gone"))
     monkeypatch.setenv("DATA", str(tmp_path / "lost"))
     with pytest.raises(CorpusError, match=r"DATA is .*lost, which is not a folder"):
-        corpus.resolve_corpus()
+        sources.resolve_corpus()
 
 
 def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "recordings").mkdir()
-    assert corpus.resolve_corpus("~/recordings") == tmp_path / "recordings"
-
-
-def test_name(tiny_corpus: Path, tmp_path: Path) -> None:
-    assert corpus.corpus_name(tiny_corpus) == "synthetic"
-    assert corpus.corpus_name(str(tmp_path)) == tmp_path.name
+    assert sources.resolve_corpus("~/recordings") == tmp_path / "recordings"
