@@ -163,7 +163,8 @@ def test_weights_of_another_model_are_refused() -> None:
 def test_a_hub_name_without_the_hub_says_how_to_get_the_weights(tmp_path: Path) -> None:
     code = (
         "from kws.config import ModelRecipe; from kws.model import ModelError, build_model\n"
-        "try: build_model(ModelRecipe('facebook/wav2vec2-base'), 0, ('yes', 'no'))\n"
+        "from shard_descriptors.corpus import SUPERB_KS\n"
+        "try: build_model(ModelRecipe('facebook/wav2vec2-base'), 0, SUPERB_KS)\n"
         "except ModelError as error: print(error)"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
