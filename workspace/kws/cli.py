@@ -67,7 +67,9 @@ def partition(
     source: Annotated[
         str | None, typer.Option(help="Where recordings come from.", show_default="speech_commands")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Where they lie.", envvar="DATA")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where they lie; default for speech_commands: $DATA, else synthetic speech.")
+    ] = None,
     setting: Annotated[list[str] | None, typer.Option(help="A setting of the source; repeatable.")] = None,
     split: Annotated[str, typer.Option(help="The split to show: train, validation or test.")] = "train",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, all splits.")] = False,

@@ -33,7 +33,8 @@ def make_preview(site: Path | None = None, partition: Mapping[str, Any] | None =
     num_shards, seed = settings.pop("of", None), settings.pop("seed", 0)
     settings = {name: value for name, value in settings.items() if name not in ("partition", "shard")}
     corpus = open_corpus(**settings)
-    num_shards = num_shards or scheme.natural_shards(corpus.utterances) or 2
+    if num_shards is None:
+        num_shards = scheme.natural_shards(corpus.utterances) or 2
     return preview(corpus, scheme, num_shards, seed)
 
 
@@ -42,9 +43,12 @@ def values(pairs: Sequence[str]) -> dict[str, Any]:
     found = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals:
-            raise CorpusError(f"{pair!r} is not a setting; write name=value, e.g. alpha=0.3")
-        found[name.strip()] = yaml.safe_load(text)
+        try:
+            if not equals:
+                raise ValueError
+            found[name.strip()] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise CorpusError(f"{pair!r} is not a setting; write name=value, e.g. alpha=0.3") from error
     return found
 
 
