@@ -14,7 +14,6 @@ test:        the test archive. testing_list.txt is left out: the archive is draw
 
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from shard_descriptors.labels import (
     label_of,
 )
 from shard_descriptors.splits import speaker_of
-from shard_descriptors.utterances import Utterance
+from shard_descriptors.utterances import SPLITS, Utterance
 
 ARCHIVE = "speech_commands_v0.01"
 TEST_ARCHIVE = "speech_commands_test_set_v0.01"
@@ -78,9 +77,23 @@ def load(root: Path | str, silence: str = "balanced") -> Corpus:
     return Corpus.of(name, [*words, *noise, *_test(test_archive)])
 
 
-def is_official(corpus: Corpus) -> bool:
-    """Whether a corpus loaded with silence="files" has as many utterances in each split as SUPERB KS."""
-    return Counter(u.split for u in corpus.utterances) == OFFICIAL
+def describe(root: Path | str) -> str:
+    """Utterances and speakers of each split, counted as SUPERB does (silence="files"), and whether it is SUPERB KS.
+
+    CorpusError as for `load`.
+    """
+    corpus = load(root, silence="files")
+    counts = {split: sum(u.split == split for u in corpus.utterances) for split in SPLITS}
+    speakers = {split: len({u.speaker for u in corpus.utterances if u.split == split} - {None}) for split in SPLITS}
+    lines = [f"{split:10}  {counts[split]:6,} utterances, {speakers[split]:5,} speakers" for split in SPLITS]
+    published = ", ".join(f"{number:,}" for number in OFFICIAL.values())
+    if corpus.name == SYNTHETIC:
+        lines.append(f"This is synthetic speech, not SUPERB KS ({published}): no figure on it says anything of people.")
+    elif counts == OFFICIAL:
+        lines.append("These are the counts of SUPERB KS.")
+    else:
+        lines.append(f"These are not the counts of SUPERB KS ({published}): no figure on it is that benchmark's.")
+    return "\n".join(lines)
 
 
 def _words(archive: Path) -> Iterator[Utterance]:
