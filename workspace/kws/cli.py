@@ -47,7 +47,8 @@ def add_site(
 @app.command()
 def corpus(
     download: Annotated[
-        bool, typer.Option(help="Get the official archives (1.6 GB; 4 GB of disk), or what is missing of them.")
+        bool,
+        typer.Option(help="Get the official archives first, as DATA=download does: 1.6 GB, and 4 GB of disk."),
     ] = False,
 ) -> None:
     """Print where the corpus lies and what it holds; synthetic speech, or tarballs in DATA, are made ready first."""
