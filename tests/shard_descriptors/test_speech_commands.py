@@ -6,7 +6,7 @@ import shutil
 import time
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -309,7 +309,7 @@ def link(names: Iterable[tuple[str, Path]], root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All 64,721 clips and six noise files by name, and a test archive of the published shape."""
     if not LISTS.is_dir():
         pytest.skip("the official file lists are not beside the repository")
@@ -329,7 +329,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unknown = [f"_unknown_/{name.replace('/', '_')}.wav" for name in others[:: len(others) // 257][:257]]
     silence = [f"_silence_/{number}.wav" for number in range(0, 257 * 19, 19)]
     link(((name, clip) for name in (*keywords, *unknown, *silence)), root / TEST_ARCHIVE)
-    return root
+    yield root
+    shutil.rmtree(root)  # pytest would keep 68,000 files of each of its last runs
 
 
 def test_published_counts(published: Path) -> None:
