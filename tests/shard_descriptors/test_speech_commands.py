@@ -21,7 +21,8 @@ from shard_descriptors import speech_commands
 from shard_descriptors.audio import CLIP_SAMPLES, read_clips
 from shard_descriptors.corpus import CorpusError
 from shard_descriptors.labels import KEYWORDS, LABELS, OTHER_WORDS
-from shard_descriptors.partition import partition_speakers
+from shard_descriptors.partition import assign
+from shard_descriptors.schemes import Speakers
 from shard_descriptors.speech_commands import OFFICIAL, SILENCES, TEST_ARCHIVE, describe, load
 from shard_descriptors.splits import speaker_of, which_split
 from shard_descriptors.utterances import SPLITS, Utterance
@@ -359,7 +360,7 @@ def test_published_splits(published: Path) -> None:
     assert sum(len(each) for each in people.values()) == len(set.union(*people.values()))
     assert all(which_split(speaker) == split for split in SPLITS for speaker in people[split] if speaker)
     assert len({u.name for u in rows}) == len({u.path for u in rows}) == len(rows)
-    homes = zip(rows, partition_speakers(rows, 2, 0), strict=True)
+    homes = zip(rows, assign(rows, Speakers(), 2, 0), strict=True)
     assert Counter(int(home) for u, home in homes if u.num_samples) == {0: 3, 1: 3}  # noise files, each at one site
 
 
