@@ -72,7 +72,7 @@ def read_clip(
 
 def _arrow_bytes(path: str, row: int) -> Any:
     """The audio file in one row of an Arrow file, as a buffer over the file. AudioError."""
-    rows = _arrow_rows(path)
+    rows = arrow_rows(path)
     if not 0 <= row < len(rows):
         raise AudioError(f"{path} has {len(rows)} rows, and no row {row}; was the file replaced after the listing?")
     if not (content := rows[row]).is_valid:
@@ -81,8 +81,8 @@ def _arrow_bytes(path: str, row: int) -> Any:
 
 
 @lru_cache(maxsize=64)  # a large set has some dozens of files; they are mapped, not read
-def _arrow_rows(path: str) -> Any:
-    """The audio files in an Arrow file: a chunked array of bytes. AudioError."""
+def arrow_rows(path: str) -> Any:
+    """The audio files in an Arrow file: a chunked array of bytes, a row each. AudioError."""
     import pyarrow as pa
 
     try:

@@ -112,11 +112,10 @@ def read(table: Path) -> tuple[Sequence[str], Rows]:
     if not content.strip():
         raise CorpusError(f"{table} is empty; its first line must name the columns")
     if table.suffix.lower() in (".tsv", ".tab"):
-        reader = csv.reader(io.StringIO(content), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+        form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     else:
-        reader = csv.reader(
-            io.StringIO(content), delimiter=max(DELIMITERS, key=content.partition("\n")[0].count), strict=True
-        )
+        form = {"delimiter": max(DELIMITERS, key=content.partition("\n")[0].count)}
+    reader = csv.reader(io.StringIO(content), strict=True, **form)
     header = [name.strip() for name in next(reader)]
     if twice := {name for name in header if name and header.count(name) > 1}:
         raise CorpusError(f"{table} has two columns named {min(twice)!r}; rename one")
