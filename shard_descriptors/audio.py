@@ -84,6 +84,7 @@ def _arrow_bytes(path: str, row: int) -> Any:
 def arrow_rows(path: str) -> Any:
     """The audio files in an Arrow file: a chunked array of bytes, a row each. AudioError."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     try:
         table = pa.ipc.open_stream(pa.memory_map(path)).read_all()
@@ -94,7 +95,7 @@ def arrow_rows(path: str) -> Any:
         raise AudioError(
             f"{path} cannot be read as an Arrow file with one column of audio ({error}); save the data set again"
         ) from error
-    return pa.chunked_array([chunk.field("bytes") for chunk in table[column].chunks], type=pa.binary())
+    return pc.struct_field(table[column], "bytes")
 
 
 def audio_columns(schema: Any) -> list[str]:
