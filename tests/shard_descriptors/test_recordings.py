@@ -3,22 +3,24 @@
 import re
 import sys
 from pathlib import Path
+from pydoc import locate
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from recordings import as_float, data_set, sound, write
 
 from shard_descriptors import sources
 from shard_descriptors.clips import ClipSet
 from shard_descriptors.corpus import CorpusError
+from shard_descriptors.utterances import SPLITS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recordings.md").read_text(encoding="utf-8")
 SETTINGS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-DESCRIPTOR = {"partition", "shard", "of", "seed"}  # what the descriptor keeps for itself
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +42,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def opened(settings: dict[str, Any]) -> sources.Corpus:
-    params = settings["shard_descriptor"]["params"]
-    assert params["partition"] == "own"
-    return sources.open_corpus(**{name: value for name, value in params.items() if name not in DESCRIPTOR})
+def described(settings: dict[str, Any]) -> ShardDescriptor:
+    section = settings["shard_descriptor"]
+    descriptor: ShardDescriptor = locate(section["template"])(**section["params"])  # type: ignore[operator]
+    assert section["params"]["partition"] == "own"
+    return descriptor
 
 
 def test_every_source_is_on_the_page() -> None:
@@ -54,15 +57,16 @@ def test_every_source_is_on_the_page() -> None:
 
 @pytest.mark.parametrize("number", range(len(SETTINGS)))
 def test_settings(number: int) -> None:
-    corpus = opened(SETTINGS[number])
-    assert len({u.speaker for u in corpus.utterances}) == 20
-    assert len({(u.speaker, u.split) for u in corpus.utterances}) == 20
-    assert {"train", "validation"} <= {u.split for u in corpus.utterances}
-    spoken = next(i for i, u in enumerate(corpus.utterances) if u.speaker == "s2")
-    clip = ClipSet(corpus.utterances, corpus.format).read([spoken])[0]
-    assert clip.shape == (corpus.format.num_samples,)
-    expected = as_float(sound(4 if "saved_set" in corpus.utterances[spoken].path else 2))
-    if corpus.utterances[spoken].path.endswith(".mp3"):
+    descriptor = described(SETTINGS[number])
+    splits = [descriptor.get_dataset(split) for split in SPLITS]
+    utterances = [u for clips in splits for u in clips.utterances]
+    assert len({u.speaker for u in utterances}) == 20
+    assert len({(u.speaker, u.split) for u in utterances}) == 20
+    clips, spoken = next((c, i) for c in splits for i, u in enumerate(c.utterances) if u.speaker == "s2")
+    clip = clips.read([spoken])[0]
+    assert clip.shape == (clips.format.num_samples,)
+    expected = as_float(sound(4 if clips.utterances[spoken].row is not None else 2))
+    if clips.utterances[spoken].path.endswith(".mp3"):
         assert np.corrcoef(clip[:15_000], expected[:15_000])[0, 1] > 0.3
     else:
         np.testing.assert_array_equal(clip[:8_000], expected[:8_000])
