@@ -49,7 +49,9 @@ class ClipSet:
             clip: npt.NDArray[np.int16] = self._cache[number]
             return clip
         utterance = self.utterances[number]
-        waveform = read_clip(utterance.path, utterance.start, self.format.num_samples, self.format.sample_rate)
+        waveform = read_clip(
+            utterance.path, utterance.start, self.format.num_samples, self.format.sample_rate, utterance.row
+        )
         clip = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
         if number < len(self._known):
             self._cache[number], self._known[number] = clip, True

@@ -12,6 +12,9 @@ from shard_descriptors.synthetic import default_corpus
 
 SOURCES = {
     "speech_commands": "the official archives, or synthetic speech in their place",
+    "folder": "a folder whose file names say what is spoken, and by whom",
+    "table": "a CSV or TSV file that lists the recordings",
+    "hugging_face": "a data set in the form of Hugging Face `datasets`",
 }
 """Sources by name; `shard_descriptors.<name>.load(data_path, **settings)` gives the corpus."""
 

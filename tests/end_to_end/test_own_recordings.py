@@ -68,7 +68,7 @@ def test_two_sites_with_recordings_of_their_own(folders: list[Path], processes: 
     assert (summary["accuracy"], summary["test_utterances"]) == (None, 0)
     assert 0 <= summary["validation"]["accuracy"] <= 1
     config = json.loads((run / "model" / "config.json").read_text())
-    assert list(config["label2id"]) == list(WORDS)
+    assert [config["id2label"][str(number)] for number in range(3)] == list(WORDS)
     assert json.loads((run / "model" / "preprocessor_config.json").read_text())["sampling_rate"] == 8000
 
     # The other notebook needs a common corpus, and says where to go.
