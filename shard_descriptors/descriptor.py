@@ -55,6 +55,8 @@ class SpeechShardDescriptor(ShardDescriptor):  # type: ignore[misc]
         self.number, self.of, self.seed = shard, of, seed
         self._scheme = scheme_of(partition)
         self._corpus = open_corpus(source, data_path, **settings)
+        # So that the notebook opens its own copy alike; how other recordings are kept is their owner's affair.
+        self._settings = settings if source == "speech_commands" else {}
         rows = self._corpus.utterances
         assigned = assign(rows, self._scheme, of, seed)
         self._utterances, self._digest = shard_of(rows, assigned, shard), digest(rows, assigned)
@@ -84,6 +86,7 @@ class SpeechShardDescriptor(ShardDescriptor):  # type: ignore[misc]
         return json.dumps(
             {
                 "corpus": self._corpus.name,
+                "settings": self._settings,
                 "format": asdict(self._corpus.format),
                 "scheme": described(self._scheme),
                 "shard": self.number,

@@ -10,19 +10,21 @@ from kws.config import ConfigError, ExperimentConfig
 from kws.metrics import Evaluation
 from kws.records import Run
 from shard_descriptors.clips import ClipSet
+from shard_descriptors.corpus import ClipFormat
 from shard_descriptors.labels import LABELS
-from shard_descriptors.partition import assign, digest
+from shard_descriptors.partition import assign, digest, shard_of
 from shard_descriptors.schemes import scheme_of
 from shard_descriptors.speech_commands import load
 
 Shards = dict[str, dict[str, Any]]
 
 
-def described(corpus: Path, seed: int = 0, scheme: str = "speakers") -> Shards:
+def described(corpus: Path, seed: int = 0, scheme: str = "speakers", silence: str = "balanced") -> Shards:
     """What two sites tell of their shards."""
-    rows = load(corpus).utterances
+    rows = load(corpus, silence).utterances
     name = digest(rows, assign(rows, scheme_of(scheme), 2, seed))
     common = {"of": 2, "seed": seed, "scheme": {"scheme": scheme}, "partition": name, "corpus": "synthetic"}
+    common["settings"] = {"silence": silence}
     return {site: {"shard": number, **common} for number, site in enumerate(("envoy", "envoy_two"), start=1)}
 
 
@@ -54,6 +56,33 @@ def test_the_local_copy_is_the_sites_corpus(tiny_corpus: Path, monkeypatch: pyte
     assert [number for number, _ in own.values()] == [shard["shard"] for shard in shards.values()]
     speakers = [{u.speaker for u in part} - {None} for _, part in own.values()]
     assert not speakers[0] & speakers[1]
+
+
+@pytest.mark.parametrize(("scheme", "silence"), [("iid", "balanced"), ("clients", "files"), ("speakers", "segments")])
+def test_the_local_copy_is_opened_and_shared_out_as_the_sites_do(
+    tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, silence: str
+) -> None:
+    monkeypatch.setenv("DATA", str(tiny_corpus))
+    shards = described(tiny_corpus, 3, scheme, silence)
+    rows = session.local_corpus(shards).utterances
+    assert rows == load(tiny_corpus, silence).utterances
+    own = session.train_shards(rows, shards)
+    assigned = assign(rows, scheme_of(scheme), 2, 3)
+    for site, number in (("envoy", 1), ("envoy_two", 2)):
+        assert own[site][1] == [u for u in shard_of(rows, assigned, number) if u.split == "train"]
+
+
+def test_sites_with_recordings_of_their_own_have_no_common_corpus(tiny_corpus: Path) -> None:
+    shards = described(tiny_corpus)
+    for shard in shards.values():
+        shard["scheme"] = {"scheme": "own"}
+    with pytest.raises(ValueError, match=r"Open own_recordings\.ipynb instead"):
+        session.local_corpus(shards)
+
+
+def test_clip_format() -> None:
+    given = {"labels": ["a", "b"], "sample_rate": 8000, "num_samples": 4000}
+    assert session.clip_format({"envoy": {"format": given}}) == ClipFormat(("a", "b"), 8000, 4000)
 
 
 def test_another_corpus_is_refused(tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

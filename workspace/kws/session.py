@@ -48,8 +48,11 @@ def clip_format(shards: Mapping[str, Mapping[str, Any]]) -> ClipFormat:
     return ClipFormat(**(given | {"labels": tuple(given["labels"])}))
 
 
-def local_corpus(shards: Mapping[str, Mapping[str, Any]]) -> Corpus:
+def local_corpus(shards: Mapping[str, Mapping[str, Any]], **source: Any) -> Corpus:
     """The experimenter's own copy of the corpus that the sites share out.
+
+    Args:
+        **source: what `open_corpus` takes, where the sites share out another corpus than Speech Commands.
 
     Raises:
         ValueError: it is another corpus than theirs, or theirs is nobody else's: a comparison would mean nothing.
@@ -60,11 +63,12 @@ def local_corpus(shards: Mapping[str, Mapping[str, Any]]) -> Corpus:
             "the sites train on recordings of their own, which nobody else has: there is no common corpus to test on. "
             "Open own_recordings.ipynb instead"
         )
-    corpus = open_corpus()
+    corpus = open_corpus(**(theirs["settings"] | source))
     if digest(corpus.utterances, _assignment(corpus.utterances, theirs)) != theirs["partition"]:
         raise ValueError(
             f"the sites train on {theirs['corpus']}, and this notebook has {corpus.name}, which is not the same; set "
-            f"DATA to the same corpus before you start the notebook"
+            f"DATA to the same corpus before you start the notebook, or name another source here: "
+            f"local_corpus(shards, source='table', data_path=...)"
         )
     return corpus
 
