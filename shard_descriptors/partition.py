@@ -1,118 +1,95 @@
-"""Utterances to shards: a natural-ID partition by whole speakers.
+"""Who holds what: utterances to shards, by a scheme (`schemes`).
 
-The result depends on the utterances, the number of shards and the seed; not on the order of the
-rows, the machine or the process. Sites that hold the same corpus therefore agree on the shards
-without talking to each other.
+An assignment depends on the utterances, the scheme, the number of shards and the seed; not on the order of the rows,
+the machine or the process. Sites that hold the same corpus therefore agree on the shards without talking to each other.
 """
 
 import hashlib
-import heapq
 import itertools
-from collections import Counter, defaultdict
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from shard_descriptors.utterances import SPLITS, Utterance, canonical_order
+from shard_descriptors.utterances import Utterance, canonical_order
+
+Assignment: TypeAlias = npt.NDArray[np.int64]
+"""Shard of each utterance: int64 (len(utterances),), values 0 .. num_shards - 1."""
 
 
 class PartitionError(ValueError):
     """The shards asked for cannot be made."""
 
 
-def partition_speakers(utterances: Sequence[Utterance], num_shards: int, seed: int) -> npt.NDArray[np.int64]:
-    """Shard of each utterance: int64 (len(utterances),), values 0 .. num_shards - 1.
+class Scheme(ABC):
+    """A way to share utterances out; a frozen dataclass whose fields are its settings."""
 
-    Speakers: dealt whole, in each split by itself, the one with most utterances first, to the
-    shard that has fewest; the seed decides among speakers with equally many. Shards of a split
-    then differ by at most its largest speaker. A speaker in two splits keeps one shard.
-    Noise files: the clips of each are cut into `num_shards` consecutive blocks.
-    Single clips without a speaker (test silence): dealt in turn, by name.
+    keeps_speakers: ClassVar[bool]
+    """Whether it promises that no speaker is in two shards."""
 
-    PartitionError when there are fewer train speakers than shards, since a shard would be empty.
+    @abstractmethod
+    def assign(self, utterances: Sequence[Utterance], num_shards: int, seed: int) -> Assignment:
+        """The shard of each utterance. They come in canonical order; `assign` below checks what comes out.
+
+        PartitionError where the utterances do not allow it.
+        """
+
+    def natural_shards(self, utterances: Sequence[Utterance]) -> int | None:
+        """The number of shards that the data itself suggests, if it does."""
+        return None
+
+
+def assign(utterances: Sequence[Utterance], scheme: Scheme, num_shards: int, seed: int) -> Assignment:
+    """Shard of each utterance, in the order given: int64 (len(utterances),), values 0 .. num_shards - 1.
+
+    Every utterance is in exactly one shard, and every shard has something to train on.
+    PartitionError where that cannot be, and where shards could share audio of a file in which nobody speaks.
     """
     if num_shards < 1:
-        raise PartitionError(f"num_shards is {num_shards}; it must be at least 1")
-    speakers = _deal_speakers(utterances, num_shards, seed)
-    files = _cut_files(utterances, num_shards)
-    return np.array(
-        [files[u.split, u.name, u.start] if u.speaker is None else speakers[u.speaker] for u in utterances],
-        dtype=np.int64,
-    )
+        raise PartitionError(f"the number of shards is {num_shards}; it must be at least 1")
+    order = sorted(range(len(utterances)), key=lambda row: canonical_order(utterances[row]))
+    rows = [utterances[row] for row in order]
+    _refuse_shared_audio(rows)
+    assigned = np.empty(len(rows), dtype=np.int64)
+    assigned[order] = numbers = scheme.assign(rows, num_shards, seed)
+    trained_on = {int(number) for number, row in zip(numbers, rows, strict=True) if row.split == "train"}
+    if empty := sorted(set(range(num_shards)) - trained_on):
+        raise PartitionError(
+            f"shard {empty[0] + 1} of {num_shards} would have nothing to train on"
+            f"{f' (and {len(empty) - 1} others)' if empty[1:] else ''}; ask for fewer shards, or for less skew"
+        )
+    return assigned
 
 
-def shard(utterances: Sequence[Utterance], index: int, num_shards: int, seed: int) -> tuple[Utterance, ...]:
-    """Utterances of shard `index` of `num_shards`, counted from 1, in canonical order.
-
-    PartitionError for an index out of 1 .. num_shards, and where a shard would be empty.
-    """
-    if not 1 <= index <= num_shards:
-        raise PartitionError(f"shard {index} of {num_shards} does not exist; the first is 1, the last {num_shards}")
-    assigned = partition_speakers(utterances, num_shards, seed)
+def shard_of(utterances: Sequence[Utterance], assigned: Assignment, index: int) -> tuple[Utterance, ...]:
+    """Utterances of shard `index`, counted from 1, in canonical order."""
     own = (u for u, number in zip(utterances, assigned, strict=True) if number == index - 1)
     return tuple(sorted(own, key=canonical_order))
 
 
-def digest(utterances: Sequence[Utterance], num_shards: int, seed: int) -> str:
-    """Twelve hex digits that name the whole assignment; equal on every site that agrees."""
-    assigned = partition_speakers(utterances, num_shards, seed)
+def digest(utterances: Sequence[Utterance], assigned: Assignment) -> str:
+    """Twelve hex digits that name a whole assignment; equal on every site that agrees."""
     lines = sorted(f"{u.split} {u.name} {u.start} {number}\n" for u, number in zip(utterances, assigned, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
 
-def _deal_speakers(utterances: Sequence[Utterance], num_shards: int, seed: int) -> dict[str, int]:
-    counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    for utterance in utterances:
-        if utterance.speaker is not None:
-            counts[utterance.split][utterance.speaker] += 1
-    if len(counts["train"]) < num_shards:
-        raise PartitionError(
-            f"{len(counts['train'])} train speakers cannot fill {num_shards} shards; ask for "
-            "fewer shards or add recordings of more speakers"
-        )
-    shards: dict[str, int] = {}
-    for split in SPLITS:
-        loads = [0] * num_shards
-        for speaker in counts[split].keys() & shards.keys():
-            loads[shards[speaker]] += counts[split][speaker]
-        lightest = [(load, number) for number, load in enumerate(loads)]
-        heapq.heapify(lightest)
-        for speaker in sorted(
-            counts[split].keys() - shards.keys(),
-            key=lambda speaker: (-counts[split][speaker], _lot(seed, speaker), speaker),
-        ):
-            load, number = lightest[0]
-            heapq.heapreplace(lightest, (load + counts[split][speaker], number))
-            shards[speaker] = number
-    return shards
+def homes(utterances: Sequence[Utterance], assigned: Assignment) -> dict[str, set[int]]:
+    """The shards in which each speaker is."""
+    found: dict[str, set[int]] = {}
+    for row, number in zip(utterances, assigned.tolist(), strict=True):
+        if row.speaker is not None:
+            found.setdefault(row.speaker, set()).add(number)
+    return found
 
 
-def _lot(seed: int, speaker: str) -> bytes:
-    """The speaker's draw: any order that is the same everywhere, another one for another seed."""
-    return hashlib.sha256(f"{seed} {speaker}".encode()).digest()
-
-
-def _cut_files(utterances: Sequence[Utterance], num_shards: int) -> dict[tuple[str, str, int], int]:
-    """Shard of each (split, name, start) without a speaker."""
-    starts: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    lengths = {(u.split, u.name, u.start): u.num_samples or 1 for u in utterances if u.speaker is None}
-    for utterance in utterances:
-        if utterance.speaker is None:
-            starts[utterance.split, utterance.name].append(utterance.start)
-    shards: dict[tuple[str, str, int], int] = {}
-    turns: Counter[str] = Counter()
-    for split, name in sorted(starts):
-        clips = sorted(starts[split, name])
-        for clip, following in itertools.pairwise(clips):
-            if following - clip < lengths[split, name, clip]:
+def _refuse_shared_audio(rows: Sequence[Utterance]) -> None:
+    for row, following in itertools.pairwise(rows):
+        if row.speaker is None and (row.split, row.name) == (following.split, following.name):
+            end = row.start + (row.num_samples or 1)
+            if following.start < end:
                 raise PartitionError(
-                    f"{name}: the clips at samples {clip} and {following} overlap, so two shards "
-                    f"could share audio; they last {lengths[split, name, clip]} samples"
+                    f"{row.name}: the clips at samples {row.start} and {following.start} overlap (the first ends at "
+                    f"{end}), so two shards could share audio; let them start later"
                 )
-        for position, start in enumerate(clips):
-            # Each file begins with the next shard, so that odd clips even out over the files.
-            block = position * num_shards // len(clips)
-            shards[split, name, start] = (block + turns[split]) % num_shards
-        turns[split] += 1
-    return shards

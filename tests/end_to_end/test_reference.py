@@ -13,9 +13,10 @@ from federation.experiment import Federation
 from kws.config import ExperimentConfig, Training
 from kws.federated import submit, wait_for_shards
 from kws.simulation import federated_averaging
-from shard_descriptors import partition
 from shard_descriptors.clips import ClipSet
 from shard_descriptors.corpus import SUPERB_KS
+from shard_descriptors.partition import assign, shard_of
+from shard_descriptors.schemes import Speakers
 from shard_descriptors.speech_commands import load
 
 HOUSE = PYTHON.parents[2]
@@ -63,8 +64,9 @@ def test_real_processes_compute_what_the_reference_computes(
         reported.update({(round_number, site, task, metric): value for metric, value in values.items()})
 
     utterances = load(tiny_corpus).utterances
+    assigned = assign(utterances, Speakers(), 2, 3)
     own = {
-        name: (number, ClipSet([u for u in partition.shard(utterances, number, 2, 3) if u.split == "train"]))
+        name: (number, ClipSet([u for u in shard_of(utterances, assigned, number) if u.split == "train"]))
         for name, number in SITES.items()
     }
     reference = federated_averaging(config, own, report)

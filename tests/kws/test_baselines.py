@@ -19,7 +19,8 @@ from kws.tables import alone
 from kws.training import evaluate
 from shard_descriptors.clips import ClipSet
 from shard_descriptors.corpus import SUPERB_KS
-from shard_descriptors.partition import shard
+from shard_descriptors.partition import assign, shard_of
+from shard_descriptors.schemes import Speakers
 from shard_descriptors.speech_commands import load
 from shard_descriptors.utterances import Utterance
 
@@ -28,8 +29,9 @@ NAMES = ["pooled", "envoy alone", "envoy_two alone"]
 
 def shards_of(corpus: Path) -> tuple[dict[str, tuple[int, list[Utterance]]], ClipSet]:
     utterances = load(corpus).utterances
+    assigned = assign(utterances, Speakers(), 2, 0)
     shards = {
-        site: (number, [u for u in shard(utterances, number, 2, 0) if u.split == "train"])
+        site: (number, [u for u in shard_of(utterances, assigned, number) if u.split == "train"])
         for number, site in enumerate(("envoy", "envoy_two"), start=1)
     }
     return shards, ClipSet([u for u in utterances if u.split == "test"])

@@ -9,21 +9,21 @@ from kws import session
 from kws.config import ConfigError, ExperimentConfig
 from kws.metrics import Evaluation
 from kws.records import Run
-from shard_descriptors import partition
 from shard_descriptors.clips import ClipSet
 from shard_descriptors.labels import LABELS
+from shard_descriptors.partition import assign, digest
+from shard_descriptors.schemes import scheme_of
 from shard_descriptors.speech_commands import load
 
 Shards = dict[str, dict[str, Any]]
 
 
-def described(corpus: Path, seed: int = 0) -> Shards:
+def described(corpus: Path, seed: int = 0, scheme: str = "speakers") -> Shards:
     """What two sites tell of their shards."""
-    digest = partition.digest(load(corpus).utterances, 2, seed)
-    return {
-        site: {"shard": number, "of": 2, "seed": seed, "partition": digest, "corpus": "synthetic"}
-        for number, site in enumerate(("envoy", "envoy_two"), start=1)
-    }
+    rows = load(corpus).utterances
+    name = digest(rows, assign(rows, scheme_of(scheme), 2, seed))
+    common = {"of": 2, "seed": seed, "scheme": {"scheme": scheme}, "partition": name, "corpus": "synthetic"}
+    return {site: {"shard": number, **common} for number, site in enumerate(("envoy", "envoy_two"), start=1)}
 
 
 def test_the_demo_speaks_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

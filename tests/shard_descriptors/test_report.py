@@ -8,8 +8,9 @@ import matplotlib
 import pytest
 
 from shard_descriptors.labels import LABELS
-from shard_descriptors.partition import shard
-from shard_descriptors.report import Summary, label_table, plot_shards, skew, summarize
+from shard_descriptors.partition import assign, shard_of
+from shard_descriptors.report import MANY, Summary, label_table, plot_shards, preview, shard_table, skew, summarize
+from shard_descriptors.schemes import Iid, Own, Speakers
 from shard_descriptors.speech_commands import load
 from shard_descriptors.utterances import Utterance
 
@@ -47,7 +48,8 @@ def test_empty() -> None:
 
 def test_label_table(tiny_corpus: Path) -> None:
     rows = load(tiny_corpus).utterances
-    sites = {f"site {i}": summarize(shard(rows, i, 2, 0)) for i in (1, 2)}
+    assigned = assign(rows, Speakers(), 2, 0)
+    sites = {f"site {i}": summarize(shard_of(rows, assigned, i)) for i in (1, 2)}
     table = label_table(sites)
     assert list(table.index) == ["site 1", "site 2"]
     assert tuple(table.columns) == LABELS
@@ -89,3 +91,36 @@ def test_plot() -> None:
     widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
     assert widths == table.to_numpy().T.tolist()
     figure.canvas.draw()
+
+
+def test_a_plot_of_many_sites_is_sorted_and_has_no_names() -> None:
+    sites = {f"site {n}": counted(yes=n % 7, no=1) for n in range(MANY + 1)}
+    figure, axes, table = plot_shards(sites)
+    sizes = table.sum(axis=1).tolist()
+    assert sizes == sorted(sizes, reverse=True)
+    assert not axes.get_yticklabels()
+    figure.canvas.draw()
+
+
+def test_shard_table(tiny_corpus: Path) -> None:
+    table = shard_table({"all": summarize(load(tiny_corpus).utterances)})
+    assert table.loc["all"].tolist()[:3] == [193, 12, 193.0]
+    assert list(table.columns) == ["utterances", "speakers", "seconds", *LABELS]
+
+
+def test_preview(tiny_corpus: Path) -> None:
+    corpus = load(tiny_corpus)
+    seen = preview(corpus, Speakers(), 3, 7)
+    assert json.loads(json.dumps(seen, allow_nan=False)) == seen
+    assert list(seen["shards"]) == ["shard 1", "shard 2", "shard 3"]
+    assigned = assign(corpus.utterances, Speakers(), 3, 7)
+    for number, shown in enumerate(seen["shards"].values(), start=1):
+        assert shown == summarize(shard_of(corpus.utterances, assigned, number))
+    assert (seen["corpus"], seen["scheme"], seen["of"]) == ("synthetic", {"scheme": "speakers"}, 3)
+    assert (seen["torn_speakers"], seen["speakers"]) == (0, 20)
+    assert seen["one_more_shard"] is not None
+    assert 0 < seen["one_more_shard"]["speakers"] < 20
+    assert preview(corpus, Iid(), 3, 7)["torn_speakers"] > 15
+    assert preview(corpus, Own(), 1, 0)["one_more_shard"] is None
+    names = {u.speaker for u in corpus.utterances if u.speaker}
+    assert not any(name in json.dumps(seen) for name in names), "a preview names no speaker"

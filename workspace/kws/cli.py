@@ -1,5 +1,7 @@
 """The command line: `python -m kws --help`, or `kws` inside the environment."""
 
+from json import dumps
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,6 +42,51 @@ def add_site(
     try:
         typer.echo(add_site(name))
     except SiteError as error:
+        typer.echo(f"kws: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def partition(
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="speakers, clients, quantity, column, dirichlet, pathological, iid or own.", show_default="speakers"
+        ),
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Number of shards.", show_default="2, or what the data says")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the partition.", show_default="0")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A setting of the scheme, e.g. alpha=0.3; repeatable.")
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option(help="An envoy.yaml whose settings hold unless others are given.", dir_okay=False)
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where recordings come from.", show_default="speech_commands")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where they lie; default for speech_commands: $DATA, else synthetic speech.")
+    ] = None,
+    setting: Annotated[list[str] | None, typer.Option(help="A setting of the source; repeatable.")] = None,
+    split: Annotated[str, typer.Option(help="The split to show: train, validation or test.")] = "train",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, all splits.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it, into this file.", dir_okay=False)] = None,
+) -> None:
+    """Show who would hold what: utterances, speakers and labels of each shard, and how much the shards differ."""
+    from kws.partitions import as_text, make_preview, values
+
+    try:
+        chosen = {"scheme": scheme or "speakers", **values(option or [])} if scheme or option else None
+        shown = make_preview(site, chosen, source=source, data_path=data, of=shards, seed=seed, **values(setting or []))
+        typer.echo(dumps(shown, indent=2) if json else as_text(shown, split))
+        if plot:
+            from shard_descriptors.report import plot_shards
+
+            plot_shards(shown["shards"], split)[0].savefig(plot)
+    except (ValueError, OSError) as error:
         typer.echo(f"kws: {error}", err=True)
         raise typer.Exit(2) from None
 

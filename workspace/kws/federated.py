@@ -114,6 +114,9 @@ class ShardData(DataInterface):  # type: ignore[misc]
         return len(self.validation_clips)
 
 
+OWN = {"scheme": "own"}
+"""What a site tells of its scheme when its recordings are its own."""
+
 TASKS = TaskInterface()
 
 
@@ -150,17 +153,26 @@ def connect() -> Federation:
     return Federation(host, int(port), certificates_beside(HOUSE / named) if named else Certificates())
 
 
-def wait_for_shards(federation: Federation, timeout: float = 600) -> dict[str, dict[str, Any]]:
-    """What every site tells of its shard, as soon as all shards of the corpus are there.
+def wait_for_shards(federation: Federation, sites: int = 1, timeout: float = 600) -> dict[str, dict[str, Any]]:
+    """What every site tells of its shard, as soon as all shards of the corpus are there, or that many sites.
+
+    Args:
+        sites: the least number of sites; that there are as many as shards is known without it, and how many bring
+            recordings of their own is not.
 
     Raises:
-        FederationError: the sites do not agree on the partition, or some are still missing after `timeout` seconds.
+        FederationError: the sites do not agree on the partition or on the form of a clip, or some are still missing
+            after `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
-    sites = federation.wait_for_sites(1, timeout)
-    while len(sites) < described(sites[0])["of"]:
-        sites = federation.wait_for_sites(len(sites) + 1, deadline - time.monotonic())
-    shards = {site.name: described(site) for site in sites}
+    found = federation.wait_for_sites(sites, timeout)
+    while len(found) < described(found[0])["of"]:
+        found = federation.wait_for_sites(len(found) + 1, deadline - time.monotonic())
+    shards = {site.name: described(site) for site in found}
+    _refuse_other_clips(shards)
+    if any(shard["scheme"] == OWN for shard in shards.values()):
+        _refuse_a_mixture(shards)
+        return shards
     partitions = {(shard["of"], shard["partition"]) for shard in shards.values()}
     if len(partitions) > 1 or len({shard["shard"] for shard in shards.values()}) < len(shards):
         held = "; ".join(f"{name}: shard {s['shard']} of {s['of']} of {s['corpus']}" for name, s in shards.items())
@@ -169,6 +181,26 @@ def wait_for_shards(federation: Federation, timeout: float = 600) -> dict[str, d
             f"`seed`, and a `shard` of its own; change them and start those envoys again"
         )
     return shards
+
+
+def _refuse_other_clips(shards: dict[str, dict[str, Any]]) -> None:
+    (first, expected), *others = ((name, shard["format"]) for name, shard in shards.items())
+    for name, given in others:
+        for setting, value in expected.items():
+            if given[setting] != value:
+                raise FederationError(
+                    f"the sites' clips differ in {setting}: {first} has {value}, {name} has {given[setting]}. One "
+                    f"model needs the same everywhere; change one envoy.yaml (labels: give the same list to all) and "
+                    f"start that envoy again"
+                )
+
+
+def _refuse_a_mixture(shards: dict[str, dict[str, Any]]) -> None:
+    if shared := [name for name, shard in shards.items() if shard["scheme"] != OWN]:
+        raise FederationError(
+            f"{', '.join(shared)} hold shards of a common corpus, the other sites recordings of their own; set "
+            f"`partition` in every envoy.yaml to `own`, or in none"
+        )
 
 
 def described(site: Site) -> dict[str, Any]:
@@ -180,7 +212,10 @@ def described(site: Site) -> dict[str, Any]:
 def shard_table(shards: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """A row for each site: its shard, devices, speakers and utterances by split."""
     rows = {
-        name: {"shard": f"{shard['shard']} of {shard['of']}", "devices": shard["devices"]}
+        name: {
+            "shard": "own" if shard["scheme"] == OWN else f"{shard['shard']} of {shard['of']}",
+            "devices": shard["devices"],
+        }
         | {f"{split} speakers": count for split, count in shard["speakers"].items()}
         | {f"{split} utterances": count for split, count in shard["utterances"].items()}
         for name, shard in shards.items()

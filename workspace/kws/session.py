@@ -12,9 +12,10 @@ from kws.config import ExperimentConfig, changed
 from kws.metrics import Evaluation
 from kws.records import Run
 from kws.tables import POOLED, alone
-from shard_descriptors import partition
 from shard_descriptors.clips import ClipSet
 from shard_descriptors.corpus import ClipFormat, Corpus
+from shard_descriptors.partition import Assignment, assign, digest, shard_of
+from shard_descriptors.schemes import Own, scheme_of
 from shard_descriptors.sources import open_corpus
 from shard_descriptors.speech_commands import SYNTHETIC
 from shard_descriptors.utterances import Utterance
@@ -51,14 +52,19 @@ def local_corpus(shards: Mapping[str, Mapping[str, Any]]) -> Corpus:
     """The experimenter's own copy of the corpus that the sites share out.
 
     Raises:
-        ValueError: it is another corpus than theirs, so that a comparison would mean nothing.
+        ValueError: it is another corpus than theirs, or theirs is nobody else's: a comparison would mean nothing.
     """
-    corpus = open_corpus()
     theirs = next(iter(shards.values()))
-    if partition.digest(corpus.utterances, theirs["of"], theirs["seed"]) != theirs["partition"]:
+    if scheme_of(theirs["scheme"]) == Own():
         raise ValueError(
-            f"the sites train on {theirs['corpus']}, and this notebook has {corpus.name}, "
-            f"which is not the same; set DATA to the same corpus before you start the notebook"
+            "the sites train on recordings of their own, which nobody else has: there is no common corpus to test on. "
+            "Open own_recordings.ipynb instead"
+        )
+    corpus = open_corpus()
+    if digest(corpus.utterances, _assignment(corpus.utterances, theirs)) != theirs["partition"]:
+        raise ValueError(
+            f"the sites train on {theirs['corpus']}, and this notebook has {corpus.name}, which is not the same; set "
+            f"DATA to the same corpus before you start the notebook"
         )
     return corpus
 
@@ -67,13 +73,15 @@ def train_shards(
     utterances: Sequence[Utterance], shards: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, tuple[int, list[Utterance]]]:
     """By site, the number of its shard and its training utterances."""
+    assigned = _assignment(utterances, next(iter(shards.values())))
     return {
-        site: (
-            s["shard"],
-            [u for u in partition.shard(utterances, s["shard"], s["of"], s["seed"]) if u.split == "train"],
-        )
+        site: (s["shard"], [u for u in shard_of(utterances, assigned, s["shard"]) if u.split == "train"])
         for site, s in shards.items()
     }
+
+
+def _assignment(utterances: Sequence[Utterance], described: Mapping[str, Any]) -> Assignment:
+    return assign(utterances, scheme_of(described["scheme"]), described["of"], described["seed"])
 
 
 def finish(
@@ -86,13 +94,15 @@ def finish(
     """Write the run's summary and show the results.
 
     Args:
-        evaluations: of the test utterances: "federated", and the baselines that were trained.
+        evaluations: of the test utterances: "federated", and the baselines that were trained; empty where there are
+            none.
         seconds: how long the federation took, from submission to its end.
     """
     accuracies = {name: evaluation.accuracy for name, evaluation in evaluations.items()}
+    federated = evaluations.get("federated")
     run.write_summary(
-        accuracy=accuracies["federated"],
-        macro_f1=evaluations["federated"].macro_f1,
+        accuracy=federated and federated.accuracy,
+        macro_f1=federated and federated.macro_f1,
         pooled_accuracy=accuracies.get(POOLED),
         local_accuracies={site: accuracies[alone(site)] for site in shards if alone(site) in accuracies},
         rounds=config.training.rounds,
@@ -100,7 +110,8 @@ def finish(
         seconds=seconds,
         corpus=next(iter(shards.values()))["corpus"],
         partition=next(iter(shards.values()))["partition"],
-        test_utterances=len(evaluations["federated"].labels),
+        test_utterances=len(federated.labels) if federated else 0,
+        validation=tables.best_validation(run.metrics(), config.best_metric),
         test={name: evaluation.scalars() for name, evaluation in evaluations.items()},
     )
     return tables.results(run.summary()).round(3)

@@ -34,8 +34,26 @@ def rounds(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("round")
 
 
+def best_validation(metrics: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Round and scores of the averaged model that scored best on the sites' validation speakers; of equals the last.
+
+    Empty before the first round is over.
+    """
+    averages = metrics[(metrics["task"] == "validate_global") & (metrics["site"] == GLOBAL)]
+    if averages.empty:
+        return {}
+    scores = averages.pivot_table(index="round", columns="metric", values="value", aggfunc="last")[list(SCORES)]
+    best = scores[metric][::-1].idxmax()
+    return {"round": int(best), **scores.loc[best].to_dict()}
+
+
 def results(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """Test scores of the federation and its baselines from a run's summary, with each one's share of the pooled."""
+    """Test scores of the federation and its baselines from a run's summary, with each one's share of the pooled.
+
+    Where there was nothing to test on, what the best model scored in validation.
+    """
+    if not summary["test"]:
+        return pd.DataFrame({"federated, in validation": summary["validation"]}).T
     table = pd.DataFrame.from_dict(summary["test"], orient="index")
     if POOLED in table.index:
         table["of pooled"] = table["accuracy"] / table.loc[POOLED, "accuracy"]
