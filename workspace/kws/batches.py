@@ -103,13 +103,14 @@ def moved(
     speed = 1 + _uniform(generator, count, settings.max_speed)
     shift = _uniform(generator, count, settings.max_shift * sample_rate)
     centre = (num_samples - 1) / 2
-    places = (torch.arange(num_samples) - centre) * speed + centre + shift  # where each new sample lies in the old clip
-    before = places.floor().clamp(0, num_samples - 2)
-    share = places - before
-    inside = (places >= 0) & (places <= num_samples - 1)
-    left = before.long()
-    between = waveforms.gather(1, left) * (1 - share) + waveforms.gather(1, left + 1) * share
-    return torch.where(inside, between, 0.0)
+    places = (torch.arange(num_samples) - centre) * speed  # where each new sample lies in the old clip
+    places.add_(centre).add_(shift)  # in place, as below: this is half of what preparing a batch costs
+    outside = (places < 0).logical_or_(places > num_samples - 1)
+    left = places.long().clamp_(0, num_samples - 2)
+    share = places.sub_(left)
+    before, after = waveforms.gather(1, left), waveforms.gather(1, left.add_(1))
+    after.mul_(share)
+    return before.mul_(share.neg_().add_(1)).add_(after).masked_fill_(outside, 0.0)
 
 
 def mixed(waveforms: torch.Tensor, noise: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
