@@ -357,11 +357,11 @@ class Director(EngineDirector):  # type: ignore[misc]
             self.experiments_registry.add(experiment)
 
     def acknowledge_shard(self, shard_info: dict[str, Any]) -> bool:
-        """Accept an envoy whose shard has the shape that this federation works on."""
+        """Accept an envoy whose shard has the shape that this federation works on; where none is set, any."""
         name = shard_info["node_info"]["name"]
         offered = shard_info.get("sample_shape", []), shard_info.get("target_shape", [])
         wanted = list(self.sample_shape), list(self.target_shape)
-        if offered != wanted:
+        if any(want and offer != want for offer, want in zip(offered, wanted, strict=True)):
             logger.error(
                 "envoy %s: refused, its shapes are %s and this federation's are %s", name, offered, wanted,
                 extra={"site": name},

@@ -49,7 +49,7 @@ class Certificates:
 
 @dataclass(frozen=True)
 class DirectorSettings:
-    """What the operator decides: where the director listens and which shape of shard it accepts."""
+    """What the operator decides: where the director listens and which shape of shard it accepts (empty: any)."""
 
     listen_host: str = "localhost"
     listen_port: int = 50051

@@ -103,9 +103,8 @@ class ClipSet:
 
     def _decode(self, number: int) -> Samples:
         utterance = self.utterances[number]
-        row: tuple[Any, ...] = () if utterance.row is None else (utterance.row,)
         length = int(self._lengths[number])
-        waveform = read_clip(utterance.path, utterance.start, length, self.format.sample_rate, *row)
+        waveform = read_clip(utterance.path, utterance.start, length, self.format.sample_rate, utterance.row)
         samples: Samples = np.minimum(np.rint(waveform * FULL_SCALE), FULL_SCALE - 1).astype(np.int16)
         return samples
 

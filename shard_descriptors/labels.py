@@ -14,6 +14,11 @@ OTHER_WORDS: tuple[str, ...] = (
     "nine", "one", "seven", "sheila", "six", "three", "tree", "two", "wow", "zero",
 )  # fmt: skip
 
+# The five that v0.02 added; none is a keyword.
+LATER_WORDS: tuple[str, ...] = ("backward", "follow", "forward", "learn", "visual")
+WORDS: tuple[str, ...] = (*KEYWORDS, *OTHER_WORDS, *LATER_WORDS)
+"""Every word that Speech Commands has a folder for."""
+
 BACKGROUND_NOISE = "_background_noise_"  # the archive's folder of long noise files
 
 

@@ -10,7 +10,9 @@ class SuperbKsShardDescriptor(SpeechShardDescriptor):
     """Shard `shard` of `of` of Speech Commands v0.01, shared out by whole speakers unless `partition` says otherwise.
 
     Args:
-        data_path: folder of the archives; None: the environment's DATA, else synthetic speech, made when missing.
+        data_path: folder of the archives, unpacked or as tarballs, or "download"; None: the environment's DATA, else
+            synthetic speech, made when missing.
+        silence: what the training silence is: one of `speech_commands.SILENCES`.
         partition, shard, of, seed: as in `SpeechShardDescriptor`.
     """
 
@@ -21,5 +23,6 @@ class SuperbKsShardDescriptor(SpeechShardDescriptor):
         of: int = 1,
         seed: int = 0,
         partition: str | Mapping[str, Any] = "speakers",
+        silence: str = "balanced",
     ) -> None:
-        super().__init__("speech_commands", data_path, partition, shard, of, seed)
+        super().__init__("speech_commands", data_path, partition, shard, of, seed, silence=silence)

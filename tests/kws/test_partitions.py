@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from kws import HOUSE, partitions
 from kws.cli import app
 from shard_descriptors.corpus import CorpusError
 from shard_descriptors.partition import assign, digest
-from shard_descriptors.schemes import Iid, Speakers
+from shard_descriptors.schemes import Dirichlet, Iid, Speakers, scheme_of
 from shard_descriptors.speech_commands import load
 
 
@@ -119,3 +121,20 @@ def test_the_notebook_of_partitions_runs(tiny_corpus: Path, tmp_path: Path) -> N
     )
     assert "image/png" in executed.read_text()
     assert "torn speakers" in executed.read_text()
+
+
+def test_the_commands_of_the_docs(tiny_corpus: Path, tmp_path: Path) -> None:
+    page = (HOUSE / "docs" / "partitions.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\.venv/bin/kws partition (.*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        arguments = [str(HOUSE / each) if each.endswith(".yaml") else each for each in command.split()]
+        arguments = [str(tmp_path / each) if each.endswith(".png") else each for each in arguments]
+        assert "shard 1" in kws(*arguments, corpus=tiny_corpus)
+    assert (tmp_path / "shards.png").exists()
+
+
+def test_the_yaml_of_the_docs() -> None:
+    page = (HOUSE / "docs" / "partitions.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert scheme_of(yaml.safe_load(block)["partition"]) == Dirichlet(0.3)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -17,8 +18,10 @@ from corpora import BESIDE_THE_REPO
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from shard_descriptors.corpus import Corpus
 from shard_descriptors.labels import LABELS, label_of
 from shard_descriptors.partition import Assignment, PartitionError, Scheme, assign, digest, homes, shard_of
+from shard_descriptors.report import preview
 from shard_descriptors.schemes import (
     SCHEMES,
     Clients,
@@ -484,3 +487,24 @@ def test_label_shares_on_real_recordings(real_corpus: Path) -> None:
     assigned = assign(rows, Speakers(), 2, 0)
     for index in (1, 2):
         assert {u.label for u in shard_of(rows, assigned, index) if u.split == "train"} == set(LABELS)
+
+
+def test_the_figures_of_the_docs(true_scale: list[Utterance]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "partitions.md").read_text(encoding="utf-8")
+    corpus = Corpus.of("full", true_scale)
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d,]+) and ([\d,]+) \| (.*) \| (.*) \| (\d+) \| (.*) % \|$", page, re.MULTILINE
+    )
+    assert {row[0] for row in rows} == SCHEMES.keys() - {"own"}
+    for name, *shown in rows:
+        made = preview(corpus, scheme_of({"scheme": name, **({"column": "word"} if name == "column" else {})}), 10, 0)
+        assert made["one_more_shard"] is not None
+        sizes = [summary["utterances"]["train"] for summary in made["shards"].values()]
+        assert shown == [
+            f"{min(sizes):,}",
+            f"{max(sizes):,}",
+            f"{made['skew']['label_kl_mean']:.3f}",
+            f"{made['skew']['quantity_gini']:.3f}",
+            str(made["torn_speakers"]),
+            f"{100 * made['one_more_shard']['utterances']:.1f}",
+        ], name

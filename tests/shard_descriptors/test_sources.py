@@ -38,3 +38,16 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "recordings").mkdir()
     assert sources.resolve_corpus("~/recordings") == tmp_path / "recordings"
+
+
+def test_silence_is_a_setting(tiny_corpus: Path) -> None:
+    noise = [u for u in sources.open_corpus(data_path=tiny_corpus, silence="files").utterances if u.speaker is None]
+    assert sorted(u.num_samples for u in noise if u.split == "train") == [6 * 16_000] * 6
+    with pytest.raises(CorpusError, match=r"no setting 'quiet'; allowed: silence"):
+        sources.open_corpus(data_path=tiny_corpus, quiet=True)
+
+
+def test_a_folder_called_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "download").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert sources.resolve_corpus("./download") == tmp_path / "download"

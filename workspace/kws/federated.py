@@ -153,11 +153,12 @@ def connect() -> Federation:
     return Federation(host, int(port), certificates_beside(HOUSE / named) if named else Certificates())
 
 
-def wait_for_shards(federation: Federation, sites: int = 1, timeout: float = 600) -> dict[str, dict[str, Any]]:
+def wait_for_shards(federation: Federation, timeout: float = 600, sites: int = 1) -> dict[str, dict[str, Any]]:
     """What every site tells of its shard, as soon as all shards of the corpus are there, or that many sites.
 
     Args:
-        sites: the least number of sites; that there are as many as shards is known without it, and how many bring
+        timeout: seconds to wait.
+        sites: the least number of sites. That there are as many as shards is known without it; how many bring
             recordings of their own is not.
 
     Raises:
