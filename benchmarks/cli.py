@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import data_layer
 import measure
-import recordings
 import report
 import scaling
 import typer
@@ -81,8 +81,8 @@ def data(
 ) -> None:
     """Time listing, decoding, packing and reading of recordings, and their share of an epoch of training."""
     say("data")
-    folder = corpus.resolve() if corpus else recordings.full_corpus()
-    figures = recordings.measure_data(folder, RESULTS / "data")
+    folder = corpus.resolve() if corpus else data_layer.full_corpus()
+    figures = data_layer.measure_data(folder, RESULTS / "data")
     keep("data", figures)
     print(report.data(figures), flush=True)
 

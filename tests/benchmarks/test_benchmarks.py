@@ -13,8 +13,8 @@ import pytest
 HOUSE = Path(__file__).resolve().parents[2]
 sys.path.append(str(HOUSE / "benchmarks"))
 
+import data_layer  # noqa: E402
 import measure  # noqa: E402
-import recordings  # noqa: E402
 import report  # noqa: E402
 import scaling  # noqa: E402
 from addition import Job, JobError  # noqa: E402
@@ -129,7 +129,7 @@ def test_the_tables() -> None:
 @pytest.fixture(scope="module")
 def measured(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What the data layer costs on a small corpus, in real processes."""
-    return recordings.measure_data(tiny_corpus, tmp_path_factory.mktemp("packed") / "clips")
+    return data_layer.measure_data(tiny_corpus, tmp_path_factory.mktemp("packed") / "clips")
 
 
 def test_the_data_layer_is_measured_by_real_processes(measured: dict, tiny_corpus: Path) -> None:
@@ -137,15 +137,15 @@ def test_the_data_layer_is_measured_by_real_processes(measured: dict, tiny_corpu
     clips = sum(utterance.split == "train" for utterance in load(tiny_corpus).utterances)
     assert measured["packing"]["clips"] == clips
     assert measured["packing"]["bytes"] == clips * 32_000 + 32
-    assert len(measured["epochs"]["epochs"]["packed"]) == len(measured["epochs"]["read"]) == recordings.EPOCHS
+    assert len(measured["epochs"]["epochs"]["packed"]) == len(measured["epochs"]["read"]) == data_layer.EPOCHS
     assert [each["clips"] for each in measured["memory"].values()] == [0, clips, clips]
     for figures in (*measured["listing"], measured["packing"], measured["epochs"]):
         assert 0 < figures["seconds"] < 600
 
 
 def test_nothing_but_figures_is_left(tiny_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(recordings.DataError, match=r"(?s)listing failed:.*is not a folder"):
-        recordings.measure_data(tmp_path, tmp_path / "packed")
+    with pytest.raises(data_layer.DataError, match=r"(?s)listing failed:.*is not a folder"):
+        data_layer.measure_data(tmp_path, tmp_path / "packed")
     assert list(tmp_path.iterdir()) == []
 
 

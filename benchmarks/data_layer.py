@@ -1,6 +1,6 @@
 """How fast and how heavy the data layer is at the size of Speech Commands, from the listing to an epoch of training.
 
-Every step is a process of its own with one thread, `python benchmarks/recordings.py STEP FOLDER CACHE`, which prints
+Every step is a process of its own with one thread, `python benchmarks/data_layer.py STEP FOLDER CACHE`, which prints
 what it has measured as JSON. Times are from warm disk; what is compared is first shown to be equal.
 """
 
