@@ -1,6 +1,8 @@
 """The tables: in Markdown, as docs/benchmarks.md shows them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
 
 from measure import Figures
 from scaling import Line
@@ -99,6 +101,41 @@ def clock(measured: Mapping[str, float]) -> str:
     return table(["", "seconds", "at most"], rows)
 
 
+def data(figures: Mapping[str, Any]) -> str:
+    """What the data layer costs, held to what it may cost; medians, with the least and the most in brackets."""
+    listing, packing, epochs = figures["listing"], figures["packing"], figures["epochs"]
+    library = [ours / bare for ours, bare in zip(figures["decoding"]["ours"], figures["decoding"]["bare"], strict=True)]
+    first, *later = epochs["epochs"]["packed"]
+    reading = [100 * read / whole for read, whole in zip(epochs["read"][1:], later, strict=True)]
+    beside = {
+        kind: [own / other for own, other in zip(later, epochs["epochs"][kind][1:], strict=True)]
+        for kind in ("memory", "decoded")
+    }
+    memory = list(figures["memory"].values())
+    megabytes = packing["bytes"] / 1e6
+    rows = [
+        _held_to("whole process that lists and shares out, s", [each["seconds"] for each in listing], 2),
+        _held_to("… its peak, MB", [each["peak"] / 1e6 for each in listing], 300),
+        _held_to("decoding, clips/s", figures["decoding"]["ours"], 3000, more=True),
+        _held_to("… over soundfile.read alone", library),
+        _held_to(f"packing {packing['clips']} clips ({megabytes:.0f} MB), s", [packing["pack"]]),
+        _held_to("opening them again, s", packing["open"]),
+        _held_to("reading in batches of 16, clips/s", figures["reading"]["rates"]),
+        _held_to(f"first epoch of {epochs['clips']} clips, packing and reading, %", [100 * epochs["read"][0] / first]),
+        _held_to("later epochs, reading, %", reading, 3),
+        _held_to("… time over clips in memory", beside["memory"], 1.03),
+        _held_to("… time over clips decoded each time", beside["decoded"]),
+        _held_to("… shuffling, reading and augmentation, %", [100 * epochs["prepare"] / median(later)]),
+        *(
+            _held_to(f"anonymous memory, {each['clips']} clips, MB", [each["anonymous"] / 1e6], limit)
+            for each, limit in zip(memory, [None, None, memory[0]["anonymous"] / 1e6 + 10], strict=True)
+        ),
+    ]
+    return f"{figures['machine']}, {listing[0]['utterances']} utterances\n\n" + table(
+        ["", "measured", "wanted", ""], rows
+    )
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, columns aligned.
 
@@ -122,6 +159,23 @@ def _goal(what: str, measured: float, limit: float, more: bool = False) -> list[
     met = measured > limit if more else measured <= limit
     digits = 0 if limit >= 100 else 2
     return [what, f"{measured:.{digits}f}", f"{'above' if more else 'at most'} {limit:.0f}", "yes" if met else "no"]
+
+
+def _held_to(what: str, values: Sequence[float], limit: float | None = None, more: bool = False) -> list[str]:
+    """A row of the median, with the spread of several values, and whether it keeps a limit.
+
+    >>> _held_to("time, s", [1.25], 2)
+    ['time, s', '1.25', 'at most 2', 'yes']
+    """
+    middle = median(values)
+    digits = 0 if middle >= 1000 else 1 if middle >= 10 else 2
+    measured = f"{middle:.{digits}f}"
+    if len(values) > 1:
+        measured += f" ({min(values):.{digits}f}–{max(values):.{digits}f})"
+    if limit is None:
+        return [what, measured, "–", ""]
+    met = middle > limit if more else middle <= limit
+    return [what, measured, f"{'above' if more else 'at most'} {limit:.4g}", "yes" if met else "no"]
 
 
 def _rounds(run: Figures) -> str:

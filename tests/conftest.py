@@ -1,12 +1,21 @@
 """Corpora that several tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from corpora import BESIDE_THE_REPO, TINY
 
 from shard_descriptors.synthetic import make_corpus
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests keep, they do not keep in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KWS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The benchmark's own job: both ends of the comparison compute it, and what computes something else is found out."""
 
 import doctest
+import json
 import re
 import subprocess
 import sys
@@ -12,11 +13,14 @@ import pytest
 HOUSE = Path(__file__).resolve().parents[2]
 sys.path.append(str(HOUSE / "benchmarks"))
 
+import data_layer  # noqa: E402
 import measure  # noqa: E402
 import report  # noqa: E402
 import scaling  # noqa: E402
 from addition import Job, JobError  # noqa: E402
 from sizes import shapes  # noqa: E402
+
+from shard_descriptors.speech_commands import load  # noqa: E402
 
 SHAPES = {"matrix": (100, 1000), "cube": (4, 50, 500), "one": (1,)}
 
@@ -86,7 +90,7 @@ def test_sizes_are_those_of_wav2vec2() -> None:
 def test_the_commands_of_the_documentation() -> None:
     told = (HOUSE / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\.venv/bin/python benchmarks (\w+)", told, re.MULTILINE)
-    assert set(commands) == {"compare", "scaling", "clock", "one"}
+    assert set(commands) == {"compare", "scaling", "clock", "one", "data"}
     for command in commands:
         shown = subprocess.run(
             [sys.executable, "benchmarks", command, "--help"], cwd=HOUSE, capture_output=True, text=True, check=True
@@ -120,6 +124,40 @@ def test_the_tables() -> None:
     assert ["director, peak MB", "450", "at most 1000", "yes"] in lines
     assert ["NVIDIA FLARE 2.9's time over ours", "0.83", "above 1", "no"] in lines
     assert ["NVIDIA FLARE 2.9's server's memory over ours", "2.00", "above 1", "yes"] in lines
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What the data layer costs on a small corpus, in real processes."""
+    return data_layer.measure_data(tiny_corpus, tmp_path_factory.mktemp("packed") / "clips")
+
+
+def test_the_data_layer_is_measured_by_real_processes(measured: dict, tiny_corpus: Path) -> None:
+    assert {each["utterances"] for each in measured["listing"]} == {len(load(tiny_corpus).utterances)}
+    clips = sum(utterance.split == "train" for utterance in load(tiny_corpus).utterances)
+    assert measured["packing"]["clips"] == clips
+    assert measured["packing"]["bytes"] == clips * 32_000 + 32
+    assert len(measured["epochs"]["epochs"]["packed"]) == len(measured["epochs"]["read"]) == data_layer.EPOCHS
+    assert [each["clips"] for each in measured["memory"].values()] == [0, clips, clips]
+    for figures in (*measured["listing"], measured["packing"], measured["epochs"]):
+        assert 0 < figures["seconds"] < 600
+
+
+def test_nothing_but_figures_is_left(tiny_corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(data_layer.DataError, match=r"(?s)listing failed:.*is not a folder"):
+        data_layer.measure_data(tmp_path, tmp_path / "packed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_of_the_data_layer(measured: dict) -> None:
+    figures = json.loads(json.dumps(measured)) | {"reading": {"rates": [1.0, 2.0, 3.0]}}
+    figures["listing"] = [{"seconds": seconds, "utterances": 7, "peak": 400e6} for seconds in (1.0, 1.25, 3.0)]
+    machine, _, _, *lines = report.data(figures).splitlines()
+    assert machine.endswith("7 utterances")
+    rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
+    assert rows["whole process that lists and shares out, s"] == ["1.25 (1.00–3.00)", "at most 2", "yes"]
+    assert rows["… its peak, MB"] == ["400.0 (400.0–400.0)", "at most 300", "no"]
+    assert rows["reading in batches of 16, clips/s"] == ["2.00 (1.00–3.00)", "–", ""]
 
 
 @pytest.mark.parametrize("module", [measure, report, scaling])

@@ -75,7 +75,7 @@ class Tones:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, numbers: np.ndarray) -> np.ndarray:
+    def read(self, numbers: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
         return self.waveforms[np.asarray(numbers)]
 
 

@@ -38,6 +38,8 @@ def test_every_wrong_value_is_reported_together() -> None:
         (Training, {"rounds": 2.5}),
         (Training, {"batch_size": "8"}),
         (Training, {"seed": 0.5}),
+        (Training, {"sampling": "some"}),
+        (Training, {"sampling": None}),
         (ExperimentConfig, {"best_metric": "f1"}),
         (ExperimentConfig, {"update_format": "int4"}),
     ],
@@ -64,6 +66,7 @@ def test_pretrained_front_ends_are_frozen_and_tiny_is_not() -> None:
         ("training.weight_decay=0", "training.weight_decay", 0.0),
         ("training.augmentation.max_shift=0", "training.augmentation.max_shift", 0.0),
         ("training.keep_optimizer=false", "training.keep_optimizer", False),
+        ("training.sampling=balanced", "training.sampling", "balanced"),
         ("model.name=facebook/wav2vec2-base", "model.name", "facebook/wav2vec2-base"),
         ("model.name=/data/a=b", "model.name", "/data/a=b"),
         ("model.freeze_feature_encoder=false", "model.freeze_feature_encoder", False),  # the default is None
@@ -103,6 +106,7 @@ def test_changes_add_up_and_the_last_wins() -> None:
         ("training=5", ("5",)),
         ("training.rounds=[", ("training.rounds=[",)),
         ("training.rounds=0", ("training.rounds is 0", "at least 1")),
+        ("training.sampling=half", ("training.sampling is 'half'", "all, balanced")),
         ("model.freeze_feature_encoder=true", ("tiny",)),
     ],
 )

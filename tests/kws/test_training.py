@@ -39,6 +39,12 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(recipe: ModelRecipe) ->
     assert equal(trained(recipe, training), trained(recipe, training))
 
 
+def test_balanced_sampling_is_another_run_and_repeatable(recipe: ModelRecipe) -> None:
+    training = plain(sampling="balanced")
+    assert equal(trained(recipe, training), trained(recipe, training))
+    assert not equal(trained(recipe, training), trained(recipe, plain()))
+
+
 def test_a_repeated_round_gives_the_same_weights_whatever_else_was_drawn(recipe: ModelRecipe) -> None:
     outcomes = []
     for drawn in (1, 7):

@@ -11,6 +11,7 @@ import yaml
 
 UPDATE_FORMATS = ("float32", "float16", "bfloat16", "int8")
 BEST_METRICS = ("accuracy", "macro_f1")
+SAMPLINGS = ("all", "balanced")
 
 
 class ConfigError(ValueError):
@@ -83,7 +84,8 @@ class Training:
     """One site's local training, the same on every site.
 
     AdamW with linear warm-up over `warmup` (a share of all steps) to `learning_rate`, then a cosine to zero at the end
-    of the last round. `keep_optimizer` keeps each site's moments from round to round.
+    of the last round. `keep_optimizer` keeps each site's moments from round to round. `sampling` says which clips make
+    an epoch: "all" of them once, or as many drawn with replacement, every label equally often ("balanced").
     """
 
     rounds: int = 20
@@ -94,6 +96,7 @@ class Training:
     warmup: float = 0.1
     label_smoothing: float = 0.05
     keep_optimizer: bool = True
+    sampling: str = "all"
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -115,6 +118,10 @@ class Training:
             (
                 not 0 <= self.label_smoothing < 1,
                 f"training.label_smoothing is {self.label_smoothing}; allowed: 0 to below 1",
+            ),
+            (
+                self.sampling not in SAMPLINGS,
+                f"training.sampling is {self.sampling!r}; allowed: {', '.join(SAMPLINGS)}",
             ),
             (not _whole(self.seed, 0), f"training.seed is {self.seed}; a whole number, not negative"),
         )

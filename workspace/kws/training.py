@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from kws.batches import Clips, in_order, shuffled
+from kws.batches import Clips, in_order, prefetched, shuffled
 from kws.config import Training
 from kws.metrics import Evaluation
 from kws.model import Classifier
@@ -31,8 +31,8 @@ def train_round(
 ) -> dict[str, float]:
     """One site's local epochs of one round, in place.
 
-    All randomness (order, augmentation, dropout) comes from the seed, the shard's number and the round, so that a
-    repeated round gives the same weights.
+    All randomness (clips, order, augmentation, dropout) comes from the seed, the shard's number and the round, so that
+    a repeated round gives the same weights.
 
     Returns:
         Mean training loss (nats) and accuracy of the round, measured while training.
@@ -47,7 +47,8 @@ def train_round(
     loss_sum, right, seen = 0.0, 0, 0
     model.train()
     for _ in range(training.local_epochs):
-        for batch in shuffled(clips, training.batch_size, training.augmentation, noise, generator):
+        batches = shuffled(clips, training.batch_size, training.augmentation, noise, generator, training.sampling)
+        for batch in prefetched(batches) if device.type == "cuda" else batches:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(training, step, steps * training.rounds)
             labels = batch.labels.to(device)
