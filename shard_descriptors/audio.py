@@ -44,7 +44,7 @@ def read_clip(
     try:
         with soundfile.SoundFile(source) as file:
             rate = file.samplerate
-            first = round(start * rate / sample_rate)
+            first = start * rate // sample_rate  # rounded down, so that the last sample is within the file
             if file.frames == 0:
                 raise AudioError(f"{where} holds no samples; record it again or remove it")
             if first >= file.frames:
