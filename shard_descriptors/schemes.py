@@ -46,7 +46,8 @@ class Speakers(Scheme):
 class Column(Scheme):
     """Whole values of a column, such as an accent or a microphone, dealt as `Speakers` deals speakers.
 
-    column: its name; every utterance in which somebody speaks must have a value.
+    column: its name; every utterance in which somebody speaks must have a value. Those without one, in which nobody
+        speaks, are cut up as in `Speakers`.
     """
 
     column: str
@@ -70,7 +71,7 @@ class Column(Scheme):
         return len(_count(utterances, self._value)["train"]) or None
 
     def _value(self, utterance: Utterance) -> str | None:
-        return None if utterance.speaker is None else utterance.column(self.column)
+        return utterance.column(self.column)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What README tells a person to do in three terminals and a notebook, and the third site."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -37,6 +38,8 @@ def test_readme_names_the_commands_that_are_tested() -> None:
         ".venv/bin/jupyter lab workspace/keyword_spotting.ipynb",
         ".venv/bin/kws add-site envoy_three",
         ".venv/bin/kws demo --help",
+        ".venv/bin/kws corpus",
+        ".venv/bin/kws partition --scheme speakers --shards 10",
     ):
         assert command in README, command
 
@@ -47,6 +50,19 @@ def test_readme_names_the_commands_that_are_tested() -> None:
 def test_help(command: str) -> None:
     shown = subprocess.run(command, shell=True, cwd=HOUSE, capture_output=True, text=True, check=True).stdout
     assert "usage" in shown.lower()
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (".venv/bin/kws corpus", "This is synthetic speech, not SUPERB KS"),
+        (".venv/bin/kws partition --scheme speakers --shards 10", "torn speakers   0 of 20"),
+    ],
+)
+def test_what_a_corpus_holds_and_who_would_hold_what(command: str, shown: str, tiny_corpus: Path) -> None:
+    environment = os.environ | {"DATA": str(tiny_corpus)}
+    done = subprocess.run(command, shell=True, cwd=HOUSE, env=environment, capture_output=True, text=True, check=True)
+    assert shown in done.stdout
 
 
 def test_three_terminals_and_a_notebook_with_a_third_site(

@@ -44,6 +44,25 @@ def test_the_second_new_site_is_number_four(house: Path) -> None:
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_a_site_with_recordings_of_its_own_has_no_shard(house: Path) -> None:
+    path = house / "envoy" / "envoy.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["shard_descriptor"]["params"] = {"source": "folder", "data_path": "/recordings", "partition": "own"}
+    path.write_text(yaml.safe_dump(settings))
+    told = add_site("clinic", house)
+    assert load_envoy(house / "clinic" / "envoy.yaml").descriptor_params == settings["shard_descriptor"]["params"]
+    assert "data_path" in told
+    assert "wait for 3 sites" in told
+
+
+def test_without_a_shard_to_follow_nothing_is_written(house: Path) -> None:
+    path = house / "envoy" / "envoy.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "    shard: " not in line))
+    with pytest.raises(SiteError, match="gives no `shard`"):
+        add_site("clinic", house)
+    assert not (house / "clinic").exists()
+
+
 @pytest.mark.parametrize("name", ["", "3", "../evil", "a/b", "with space", "x:y", ".", "new\n", "aggregator", "pooled"])
 def test_bad_names_are_refused(house: Path, name: str) -> None:
     before = sorted(house.rglob("*"))

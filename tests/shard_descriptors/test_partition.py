@@ -294,6 +294,16 @@ def test_same_in_any_folder() -> None:
     assert [u.name for u in shard_of(here, first, 1)] == [u.name for u in shard_of(there, second, 1)]
 
 
+def test_a_column_counts_also_where_nobody_knows_who_speaks() -> None:
+    rows = [
+        Utterance(f"{n}", f"{n}.wav", "yes", None, "train", columns=(("accent", "north" if n % 3 else "south"),))
+        for n in range(12)
+    ]
+    assigned = assign(rows, Column("accent"), 2, 0)
+    assert {u.column("accent") for u in shard_of(rows, assigned, 1)} == {"north"}
+    assert {u.column("accent") for u in shard_of(rows, assigned, 2)} == {"south"}
+
+
 @pytest.mark.parametrize("scheme", [Speakers(), Clients(), Quantity(), Column("accent")])
 def test_a_speaker_of_two_splits_keeps_one_shard(scheme: Scheme) -> None:
     rows = rows_of({"train": [4, 3, 2, 1]}, [], 0)

@@ -33,16 +33,25 @@ def add_site(name: str, house: Path = HOUSE) -> str:
     count = len(others) + 1
     template = (house / "envoy" / "envoy.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^name: .*", f"name: {name}", template, flags=re.MULTILINE)
-    for setting, value in (("envoys_on_this_machine", count), ("shard", count), ("of", count)):
-        text = re.sub(rf"^( +{setting}: )\d+", rf"\g<1>{value}", text, flags=re.MULTILINE)
+    own = yaml.safe_load(template)["shard_descriptor"]["params"].get("partition") == "own"
+    for setting in ("envoys_on_this_machine", *(() if own else ("shard", "of"))):
+        text = re.sub(rf"^( +{setting}: )\d+", rf"\g<1>{count}", text, flags=re.MULTILINE)
     text = text.replace("cert/envoy.", f"cert/{name}.")
-    written = yaml.safe_load(text)
-    assert written["shard_descriptor"]["params"]["shard"] == count, "envoy/envoy.yaml has lost its shard"
+    if not own and yaml.safe_load(text)["shard_descriptor"]["params"].get("shard") != count:
+        raise SiteError(
+            f"{house / 'envoy' / 'envoy.yaml'} gives no `shard` that a new site could follow; write `shard: 1` into it, "
+            f"or `partition: own`"
+        )
     folder.mkdir()
     (folder / "envoy.yaml").write_text(text, encoding="utf-8")
     script = folder / "start_envoy.sh"
     script.write_bytes((house / "envoy" / "start_envoy.sh").read_bytes())
     script.chmod(0o755)
+    if own:
+        return (
+            f"Wrote {folder}/envoy.yaml and start_envoy.sh. Name its recordings there (data_path), then run "
+            f"{name}/start_envoy.sh; in the notebook wait for {count} sites."
+        )
     return (
         f"Wrote {folder}/envoy.yaml and start_envoy.sh for shard {count} of {count}.\n"
         f"Now change in {', '.join(f'{other}/envoy.yaml' for other in others)}:\n"
