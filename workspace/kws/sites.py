@@ -39,8 +39,8 @@ def add_site(name: str, house: Path = HOUSE) -> str:
     text = text.replace("cert/envoy.", f"cert/{name}.")
     if not own and yaml.safe_load(text)["shard_descriptor"]["params"].get("shard") != count:
         raise SiteError(
-            f"{house / 'envoy' / 'envoy.yaml'} gives no `shard` that a new site could follow; write `shard: 1` into it, "
-            f"or `partition: own`"
+            f"{house / 'envoy' / 'envoy.yaml'} gives no `shard` that a new site could follow; write `shard: 1` "
+            f"into it, or `partition: own`"
         )
     folder.mkdir()
     (folder / "envoy.yaml").write_text(text, encoding="utf-8")
