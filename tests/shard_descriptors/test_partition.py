@@ -518,3 +518,21 @@ def test_the_figures_of_the_docs(true_scale: list[Utterance]) -> None:
             str(made["torn_speakers"]),
             f"{100 * made['one_more_shard']['utterances']:.1f}",
         ], name
+
+
+def test_the_figures_of_the_data_sheet(true_scale: list[Utterance]) -> None:
+    page = " ".join((Path(__file__).parents[2] / "docs" / "data_sheet.md").read_text(encoding="utf-8").split())
+    train = [u for u in true_scale if u.split == "train"]
+    clips = sorted(Counter(u.speaker for u in train).values())
+    tenth = sum(clips[-(len(clips) // 10) :]) / len(train)
+    assert (
+        f"A train speaker has {clips[0]} to {clips[-1]} clips, {np.median(clips):.0f} in the median, "
+        f"{np.mean(clips):.0f} on average; a tenth of them hold {tenth:.0%}".replace("%", " %")
+    ) in page
+    rows = {
+        "train": f"| train | {len(train) + 6:,}† | {len(train):,} words, 6 noise files | {len(clips):,}† |",
+        "validation": "| validation | 6,798† | words only: no silence | 189† |",
+    }
+    for split, row in rows.items():
+        labels = [u.label for u in true_scale if u.split == split]
+        assert f"{row} {labels.count('_unknown_') / len(labels):.0%} |".replace("% |", " % |") in page
