@@ -606,7 +606,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             raise FederationError(f"cannot listen on {self.listen_uri}: is another director running there?") from error
         logger.info("listening on %s:%d", self.listen_uri.rsplit(":", 1)[0], port)
         await self.server.start()
-        await self.server.wait_for_termination()
+        # Shielded: what it waits for is what stop() waits for, and must not be cancelled with this task.
+        await asyncio.shield(self.server.wait_for_termination())
 
     def _trained(self, experiment: str, kind: str, context: Any) -> ModelFile | None:
         model: ModelFile | None = self.director.get_trained_model(experiment, self.get_caller(context), kind)

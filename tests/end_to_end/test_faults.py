@@ -24,6 +24,7 @@ from federation.errors import ExperimentFailed, SubmissionRefused
 from federation.experiment import Federation
 from federation.site_client import INSTEAD_OF, PROCESS
 from kws.config import ExperimentConfig, ModelRecipe
+from shard_descriptors.corpus import SUPERB_KS
 
 CARRIED = 1.5 * (1 + 1.5 + 1.75)
 """Three rounds with momentum 0.5; an optimizer that begins anew in the second gives less."""
@@ -181,7 +182,7 @@ def test_a_model_that_is_not_there_is_told_in_the_notebook(toys: ToyFederation, 
     ):
         config = ExperimentConfig(model=ModelRecipe(str(folder)))
         with pytest.raises(SubmissionRefused, match=words):
-            kws.federated.submit(federation, config, "lost")
+            kws.federated.submit(federation, config, "lost", SUPERB_KS)
     assert federation.attach("lost").status() == "unknown"
 
 
