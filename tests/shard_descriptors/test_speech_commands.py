@@ -376,10 +376,6 @@ def test_published_lists() -> None:
     assert len(set.union(*people)) == 1_881
 
 
-def test_listing_at_true_scale_takes_a_second(published: Path) -> None:
-    assert min(_seconds(published) for _ in range(2)) < 3
-
-
 # Real recordings
 
 
