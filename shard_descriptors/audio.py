@@ -3,7 +3,6 @@
 import io
 import math
 import os
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
-
-from shard_descriptors.utterances import Utterance
 
 SAMPLE_RATE = 16_000  # Hz
 CLIP_SAMPLES = 16_000  # one second
@@ -105,11 +102,3 @@ def audio_columns(schema: Any) -> list[str]:
     return [
         field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
     ]
-
-
-def read_clips(utterances: Sequence[Utterance], num_samples: int = CLIP_SAMPLES) -> npt.NDArray[np.float32]:
-    """Waveforms of several utterances at 16 kHz: float32 (len(utterances), num_samples)."""
-    clips = np.empty((len(utterances), num_samples), dtype=np.float32)
-    for row, utterance in enumerate(utterances):
-        clips[row] = read_clip(utterance.path, utterance.start, num_samples, SAMPLE_RATE, utterance.row)
-    return clips

@@ -6,7 +6,6 @@ KEYWORDS: tuple[str, ...] = (
 SILENCE = "_silence_"
 UNKNOWN = "_unknown_"
 LABELS: tuple[str, ...] = (*KEYWORDS, SILENCE, UNKNOWN)
-LABEL_IDS: dict[str, int] = {label: label_id for label_id, label in enumerate(LABELS)}
 
 # The twenty words of Speech Commands v0.01 that are not keywords.
 OTHER_WORDS: tuple[str, ...] = (

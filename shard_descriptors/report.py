@@ -106,11 +106,8 @@ def preview(corpus: Corpus, scheme: Scheme, num_shards: int, seed: int) -> Previ
 def shard_table(summaries: Mapping[str, Summary], split: str = "train") -> "pd.DataFrame":
     """A row for each site: utterances, speakers, seconds of audio, then the utterances of each label."""
     table = label_table(summaries, split)
-    for position, (column, kind) in enumerate(
-        (("utterances", "utterances"), ("speakers", "speakers"), ("seconds", "seconds"))
-    ):
-        values = [summary[kind][split] for summary in summaries.values()]  # type: ignore[literal-required]
-        table.insert(position, column, values)
+    for position, kind in enumerate(("utterances", "speakers", "seconds")):
+        table.insert(position, kind, [summary[kind][split] for summary in summaries.values()])  # type: ignore[literal-required]
     return table
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from corpora import read_all
 
-from shard_descriptors.audio import AudioError, read_clip, read_clips
+from shard_descriptors.audio import AudioError, read_clip
 from shard_descriptors.utterances import Utterance
 
 
@@ -133,8 +134,8 @@ def test_start_beyond_the_end(tmp_path: Path) -> None:
 def test_read_clips(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", tone(440, 2, 16_000))
     rows = [Utterance("a", str(path), "_silence_", None, "train", s) for s in (16_000, 0)]
-    clips = read_clips(rows)
+    clips = read_all(rows)
     assert clips.shape == (2, 16_000)
     assert clips.dtype == np.float32
     np.testing.assert_array_equal(clips[1], read_clip(path))
-    assert read_clips([]).shape == (0, 16_000)
+    assert read_all([]).shape == (0, 16_000)

@@ -1,6 +1,7 @@
 """The labels are SUPERB's, in SUPERB's order."""
 
-from shard_descriptors.labels import KEYWORDS, LABEL_IDS, LABELS, OTHER_WORDS, label_of
+from shard_descriptors.corpus import SUPERB_KS
+from shard_descriptors.labels import KEYWORDS, LABELS, OTHER_WORDS, label_of
 
 
 def test_superb_order() -> None:
@@ -8,9 +9,9 @@ def test_superb_order() -> None:
         "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go",
         "_silence_", "_unknown_",
     )  # fmt: skip
-    assert LABEL_IDS["yes"] == 0
-    assert LABEL_IDS["_silence_"] == 10
-    assert LABEL_IDS["_unknown_"] == 11
+    assert SUPERB_KS.label_ids["yes"] == 0
+    assert SUPERB_KS.label_ids["_silence_"] == 10
+    assert SUPERB_KS.label_ids["_unknown_"] == 11
 
 
 def test_thirty_words() -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from corpora import BESIDE_THE_REPO
+from corpora import BESIDE_THE_REPO, read_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import fftconvolve
 
 from shard_descriptors import speech_commands
-from shard_descriptors.audio import CLIP_SAMPLES, read_clips
+from shard_descriptors.audio import CLIP_SAMPLES
 from shard_descriptors.corpus import CorpusError
 from shard_descriptors.labels import KEYWORDS, LABELS, OTHER_WORDS
 from shard_descriptors.partition import assign
@@ -88,7 +88,7 @@ def test_noise_is_cut_into_seconds_spread_over_the_file(small: Path) -> None:
         ("hum.wav", 32_000),
         ("tap.wav", 0),
     ]
-    assert read_clips(noise).shape == (4, 16_000)
+    assert read_all(noise).shape == (4, 16_000)
 
 
 def test_other_files_are_left_alone(small: Path) -> None:
@@ -472,7 +472,7 @@ def test_names_are_the_same_in_both_forms_of_accents(small: Path, form: str) -> 
         ("yes/zoë_nohash_0.wav", "zoë", "train"),
         ("yes/zoë_nohash_1.wav", "zoë", "validation"),
     ]
-    assert read_clips(rows).shape == (2, 16_000)
+    assert read_all(rows).shape == (2, 16_000)
 
 
 @pytest.mark.parametrize("name", [b"ev\xff_nohash_0.wav", b"ev\n_nohash_0.wav"])

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from corpora import TINY
+from corpora import TINY, read_all
 
 from shard_descriptors import synthetic
-from shard_descriptors.audio import read_clips
 from shard_descriptors.corpus import CorpusError
 from shard_descriptors.labels import KEYWORDS, OTHER_WORDS
 from shard_descriptors.speech_commands import load
@@ -97,7 +96,7 @@ def test_unknown_share(tiny_corpus: Path) -> None:
 
 def test_levels(tiny_corpus: Path) -> None:
     rows = load(tiny_corpus).utterances
-    clips = read_clips(rows)
+    clips = read_all(rows)
     spoken = np.array([u.speaker is not None for u in rows])
     rms = 20 * np.log10(np.sqrt(np.mean(np.square(clips), axis=1)))
     assert np.abs(clips).max() < 0.96
@@ -110,7 +109,7 @@ def test_levels(tiny_corpus: Path) -> None:
 def test_words_can_be_told_apart_on_unseen_speakers(tiny_corpus: Path) -> None:
     """Far above chance even for nearest neighbours on coarse spectra of 180 train clips."""
     rows = load(tiny_corpus).utterances
-    frames = read_clips(rows).reshape(len(rows), 50, 320)
+    frames = read_all(rows).reshape(len(rows), 50, 320)
     power = np.abs(np.fft.rfft(frames * np.hanning(320)))[:, :, 1:129] ** 2
     bands = np.log(power.reshape(len(rows), 50, 16, 8).mean(axis=3) + 1e-7)
     features = np.stack([np.roll(b, 25 - int(np.argmax(b.mean(axis=1))), axis=0) for b in bands]).reshape(len(rows), -1)
@@ -164,7 +163,7 @@ def test_nothing_carries_over_from_speaker_to_speaker(speaker: Speaker) -> None:
 def test_noise_of_the_splits_differs(tiny_corpus: Path) -> None:
     """No second of train silence is heard again in the test archive."""
     rows = [u for u in load(tiny_corpus).utterances if u.speaker is None]
-    clips = read_clips(rows)
+    clips = read_all(rows)
     clips /= np.linalg.norm(clips, axis=1, keepdims=True)
     train = np.array([u.split == "train" for u in rows])
     for test in clips[~train]:

@@ -21,6 +21,7 @@ from kws import HOUSE
 from kws.config import ExperimentConfig
 from kws.model import Classifier, build_model, load_weights, trained_tensors
 from kws.records import Run
+from kws.session import brings_own
 from kws.training import build_optimizer, evaluate, train_round
 from shard_descriptors.corpus import ClipFormat
 
@@ -114,9 +115,6 @@ class ShardData(DataInterface):  # type: ignore[misc]
         return len(self.validation_clips)
 
 
-OWN = {"scheme": "own"}
-"""What a site tells of its scheme when its recordings are its own."""
-
 TASKS = TaskInterface()
 
 
@@ -171,7 +169,7 @@ def wait_for_shards(federation: Federation, timeout: float = 600, sites: int = 1
         found = federation.wait_for_sites(len(found) + 1, deadline - time.monotonic())
     shards = {site.name: described(site) for site in found}
     _refuse_other_clips(shards)
-    if any(shard["scheme"] == OWN for shard in shards.values()):
+    if any(brings_own(shard) for shard in shards.values()):
         _refuse_a_mixture(shards)
         return shards
     partitions = {(shard["of"], shard["partition"]) for shard in shards.values()}
@@ -197,7 +195,7 @@ def _refuse_other_clips(shards: dict[str, dict[str, Any]]) -> None:
 
 
 def _refuse_a_mixture(shards: dict[str, dict[str, Any]]) -> None:
-    if shared := [name for name, shard in shards.items() if shard["scheme"] != OWN]:
+    if shared := [name for name, shard in shards.items() if not brings_own(shard)]:
         raise FederationError(
             f"{', '.join(shared)} hold shards of a common corpus, the other sites recordings of their own; set "
             f"`partition` in every envoy.yaml to `own`, or in none"
@@ -214,7 +212,7 @@ def shard_table(shards: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """A row for each site: its shard, devices, speakers and utterances by split."""
     rows = {
         name: {
-            "shard": "own" if shard["scheme"] == OWN else f"{shard['shard']} of {shard['of']}",
+            "shard": "own" if brings_own(shard) else f"{shard['shard']} of {shard['of']}",
             "devices": shard["devices"],
         }
         | {f"{split} speakers": count for split, count in shard["speakers"].items()}

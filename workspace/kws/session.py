@@ -48,6 +48,11 @@ def clip_format(shards: Mapping[str, Mapping[str, Any]]) -> ClipFormat:
     return ClipFormat(**(given | {"labels": tuple(given["labels"])}))
 
 
+def brings_own(shard: Mapping[str, Any]) -> bool:
+    """Whether a site trains on recordings of its own, not on a shard of a common corpus."""
+    return scheme_of(shard["scheme"]) == Own()
+
+
 def local_corpus(shards: Mapping[str, Mapping[str, Any]], **source: Any) -> Corpus:
     """The experimenter's own copy of the corpus that the sites share out.
 
@@ -58,7 +63,7 @@ def local_corpus(shards: Mapping[str, Mapping[str, Any]], **source: Any) -> Corp
         ValueError: it is another corpus than theirs, or theirs is nobody else's: a comparison would mean nothing.
     """
     theirs = next(iter(shards.values()))
-    if scheme_of(theirs["scheme"]) == Own():
+    if brings_own(theirs):
         raise ValueError(
             "the sites train on recordings of their own, which nobody else has: there is no common corpus to test on. "
             "Open own_recordings.ipynb instead"
