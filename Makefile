@@ -6,7 +6,7 @@ READY := .venv/ready
 PY := .venv/bin/python
 
 demo: $(READY)  ## a whole federation on this machine; DATA=folder for real recordings, BASELINES=0 to leave them out
-	@$(PY) -m kws demo
+	@.venv/bin/kws demo
 
 test: $(READY)  ## lint, types and every test
 	$(PY) -m ruff format --check .

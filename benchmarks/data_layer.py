@@ -39,8 +39,8 @@ def full_corpus() -> Path:
     Raises:
         DataError: too little room for it and for its packed clips.
     """
-    from shard_descriptors.cache import cache_folder
-    from shard_descriptors.synthetic import SyntheticSettings, default_corpus
+    from shard_descriptors.clips.cache import cache_folder
+    from shard_descriptors.sources.synthetic import SyntheticSettings, default_corpus
 
     cache_folder().mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(cache_folder()).free) < FULL_BYTES:
@@ -99,8 +99,8 @@ def in_process(step: str, *arguments: object) -> Figures:
 
 def listing(corpus: str, _: str) -> Figures:
     """List the corpus, split it and share it out by speakers; nothing is decoded."""
-    from shard_descriptors.partition import assign
-    from shard_descriptors.schemes import scheme_of
+    from shard_descriptors.partition.contract import assign
+    from shard_descriptors.partition.schemes import scheme_of
 
     rows = _rows(corpus)
     assigned = assign(rows, scheme_of("speakers"), SHARDS, 0)
@@ -114,7 +114,7 @@ def decoding(corpus: str, _: str) -> Figures:
     import numpy as np
     import soundfile
 
-    from shard_descriptors.audio import read_clip
+    from shard_descriptors.clips.audio import read_clip
 
     rows = [row for row in _rows(corpus, "train") if row.speaker is not None]
     chosen = np.random.default_rng(0).permutation(len(rows))[:DECODED]
@@ -134,7 +134,7 @@ def packing(corpus: str, cache: str) -> Figures:
     """Decode all train clips into one file, and open it again."""
     import numpy as np
 
-    from shard_descriptors.clips import ClipSet
+    from shard_descriptors.clips.clip_set import ClipSet
 
     rows = _rows(corpus, "train")
     clips = ClipSet(rows, cache=Path(cache))
@@ -151,7 +151,7 @@ def reading(corpus: str, cache: str) -> Figures:
     """Clips a second in batches of 16 in random order, from the packed file."""
     import numpy as np
 
-    from shard_descriptors.clips import ClipSet
+    from shard_descriptors.clips.clip_set import ClipSet
 
     clips = ClipSet(_rows(corpus, "train"), cache=Path(cache))
     clips.prepare()
@@ -177,11 +177,11 @@ def epochs(corpus: str, cache: str) -> Figures:
     from kws.config import ModelRecipe, Training
     from kws.model import build_model
     from kws.training import build_optimizer, train_round
-    from shard_descriptors.clips import ClipSet
+    from shard_descriptors.clips.clip_set import ClipSet
     from shard_descriptors.corpus import SUPERB_KS
     from shard_descriptors.labels import SILENCE
-    from shard_descriptors.partition import assign, shard_of
-    from shard_descriptors.schemes import scheme_of
+    from shard_descriptors.partition.contract import assign, shard_of
+    from shard_descriptors.partition.schemes import scheme_of
 
     class Timed(ClipSet):
         """Counts the seconds of reading."""
@@ -234,7 +234,7 @@ def memory(corpus: str, cache: str, count: str) -> Figures:
     """Anonymous memory while an epoch of so many clips is read in batches; the whole corpus is listed in any case."""
     import numpy as np
 
-    from shard_descriptors.clips import ClipSet
+    from shard_descriptors.clips.clip_set import ClipSet
 
     rows = _rows(corpus)
     train = [row for row in rows if row.split == "train"]
@@ -258,14 +258,14 @@ def machine() -> str:
 
 
 def _rows(corpus: str, split: str | None = None) -> Any:
-    from shard_descriptors.speech_commands import load
+    from shard_descriptors.sources.speech_commands import load
 
     return [row for row in load(corpus).utterances if split in (None, row.split)]
 
 
 def _decoding(rows: Sequence[Any]) -> Any:
     """Clips that are decoded each time: their cache cannot be, since it lies in a file."""
-    from shard_descriptors.clips import ClipSet
+    from shard_descriptors.clips.clip_set import ClipSet
 
     return ClipSet(rows, cache=Path(__file__) / "none")
 

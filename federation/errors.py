@@ -1,7 +1,7 @@
 """What can go wrong, in words for the person who has to act on it."""
 
 REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
-"""gRPC's answers to a certificate that may not do what it asked for (`federation.access`)."""
+"""gRPC's answers to a certificate that may not do what it asked for (`federation.director.access`)."""
 
 
 class FederationError(Exception):

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from federation.edge import site_name_problem
 from federation.errors import SettingsError
+from federation.wire.names import site_name_problem
 
 RESERVED_NAMES = ("aggregator", "pooled")
 """Names under which results are recorded that belong to no site."""
@@ -100,13 +100,13 @@ class EnvoySettings:
     device_monitor: str | None = None
     cpu_threads: int = 1
     state: Path | None = None
-    """Folder for what training needs after a restart (`federation.local_state`); None: nothing is kept."""
+    """Folder for what training needs after a restart (`federation.site.local_state`); None: nothing is kept."""
     certificates: Certificates = field(default_factory=Certificates)
     accept: str = Accept.ASK
     review_folder: Path = Path("review")
     """Where submissions and the owner's decisions are kept (`federation.review`)."""
     audit: Path | None = None
-    """The log of what left the site (`federation.audit`); None: not kept."""
+    """The log of what left the site (`federation.site.audit`); None: not kept."""
 
     def __post_init__(self) -> None:
         problems = self.certificates.problems()

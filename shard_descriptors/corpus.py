@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from shard_descriptors.audio import CLIP_SAMPLES, SAMPLE_RATE
+from shard_descriptors.clips.audio import CLIP_SAMPLES, SAMPLE_RATE
 from shard_descriptors.labels import LABELS
 from shard_descriptors.utterances import SPLITS, Utterance, canonical_order
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
-from shard_descriptors.clips import ClipSet
-from shard_descriptors.partition import PartitionError, assign, digest, shard_of
-from shard_descriptors.report import summarize
-from shard_descriptors.schemes import described, scheme_of
-from shard_descriptors.sources import open_corpus
+from shard_descriptors.clips.clip_set import ClipSet
+from shard_descriptors.partition.contract import PartitionError, assign, digest, shard_of
+from shard_descriptors.partition.report import summarize
+from shard_descriptors.partition.schemes import described, scheme_of
+from shard_descriptors.sources.registry import open_corpus
 
 
 class ClipDataset(ClipSet, ShardDataset):  # type: ignore[misc]

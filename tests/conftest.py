@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from corpora import BESIDE_THE_REPO, TINY
 
-from shard_descriptors.synthetic import make_corpus
+from shard_descriptors.sources.synthetic import make_corpus
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shard_descriptors.clips import ClipSet
-from shard_descriptors.synthetic import SyntheticSettings
+from shard_descriptors.clips.clip_set import ClipSet
+from shard_descriptors.sources.synthetic import SyntheticSettings
 from shard_descriptors.utterances import Utterance
 
 BESIDE_THE_REPO = Path(__file__).resolve().parents[2] / "shared" / "data"

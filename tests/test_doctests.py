@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).resolve().parents[1]
-PACKAGES = {"federation": HOUSE, "shard_descriptors": HOUSE, "kws": HOUSE / "workspace"}
+PACKAGES = {"federation": HOUSE, "shard_descriptors": HOUSE, "kws": HOUSE / "workspace", "lab": HOUSE / "workspace"}
 MODULES = [
-    f"{package}.{path.stem}"
+    ".".join(path.relative_to(folder).with_suffix("").parts)
     for package, folder in PACKAGES.items()
-    for path in sorted((folder / package).glob("*.py"))
+    for path in sorted((folder / package).rglob("*.py"))
     if ">>>" in path.read_text(encoding="utf-8")
 ]
 

@@ -14,7 +14,7 @@ PACKAGES = {
     "kws": HOUSE / "workspace" / "kws",
     "shard_descriptors": HOUSE / "shard_descriptors",
 }
-WITH_OPENFL = {"shard_descriptors.descriptor", "kws.federated"}
+WITH_OPENFL = {"shard_descriptors.descriptor", "kws.tasks"}
 ON_TOP = {"shard_descriptors.superb_ks"}
 """Imports one of those."""
 
@@ -63,12 +63,12 @@ def test_the_data_owners_side_needs_neither_models_nor_experiments() -> None:
 
 
 def test_only_the_bridge_imports_the_federation() -> None:
-    assert importers("kws", "federation") == {"kws.federated"}
+    assert importers("kws", "federation") == {"kws.tasks"}
 
 
 @pytest.mark.parametrize("package", ["kws", "shard_descriptors"])
 def test_everything_else_imports_where_openfl_is_missing(package: str) -> None:
-    names = [name for name in modules(package) if name not in WITH_OPENFL | ON_TOP | {"kws.__main__"}]
+    names = [name for name in modules(package) if name not in WITH_OPENFL | ON_TOP | {"lab.__main__"}]
     assert len(names) > 5
     code = (
         "import importlib, sys, traceback\n"

@@ -7,7 +7,7 @@ from addition.tasks import TASKS, Examples, Provider
 from measure import BENCHMARKS, Tagged
 from processes import ToyFederation
 
-from federation.experiment import Experiment, Federation
+from federation.notebook.handle import ExperimentHandle, FederationHandle
 
 
 class AdditionFederation(Tagged, ToyFederation):
@@ -19,9 +19,9 @@ class AdditionFederation(Tagged, ToyFederation):
             self.start_site(f"site{site}", float(site), size=job.weight(site))
 
 
-def submit(started: ToyFederation, job: Job, name: str) -> Experiment:
+def submit(started: ToyFederation, job: Job, name: str) -> ExperimentHandle:
     """Send the job to the director as soon as all sites are there."""
-    federation = Federation("localhost", started.port)
+    federation = FederationHandle("localhost", started.port)
     federation.wait_for_sites(job.sites, 120)
     return federation.submit(
         name,

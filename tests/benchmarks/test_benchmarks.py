@@ -20,7 +20,7 @@ import scaling  # noqa: E402
 from addition import Job, JobError  # noqa: E402
 from sizes import shapes  # noqa: E402
 
-from shard_descriptors.speech_commands import load  # noqa: E402
+from shard_descriptors.sources.speech_commands import load  # noqa: E402
 
 SHAPES = {"matrix": (100, 1000), "cube": (4, 50, 500), "one": (1,)}
 

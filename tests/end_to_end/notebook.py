@@ -14,7 +14,7 @@ import numpy as np
 from processes import TOYS
 from toy.experiment import TASKS, Numbers, VectorModel
 
-from federation.experiment import Federation
+from federation.notebook.handle import FederationHandle
 from federation.policy import RoundPolicy
 from federation.settings import certificates_beside
 
@@ -30,7 +30,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     host, _, port = options.address.rpartition(":")
-    federation = Federation(host, int(port), certificates_beside(options.certificate))
+    federation = FederationHandle(host, int(port), certificates_beside(options.certificate))
     if options.submit:
         while [site.name for site in federation.sites() if site.online] != options.submit["sites"]:
             time.sleep(0.1)

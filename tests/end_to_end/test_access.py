@@ -20,11 +20,11 @@ from openfl.protocols import aggregator_pb2, director_pb2, director_pb2_grpc
 from processes import HOUSE, PYTHON, TOYS, Processes, certificate_lines, write_site
 from toy.experiment import TASKS, Numbers, VectorModel
 
-from federation import certificates
-from federation.access import RULES
-from federation.certificates import Role
+from federation import authority as certificates
+from federation.authority import Role
+from federation.director.access import RULES
 from federation.errors import FederationError, SubmissionRefused
-from federation.experiment import Experiment, Federation
+from federation.notebook.handle import ExperimentHandle, FederationHandle
 from federation.settings import certificates_beside
 
 COMMAND = ".venv/bin/python -m federation.certificates "
@@ -75,8 +75,8 @@ class SafeFederation(Processes):
         config.write_text(config.read_text() + paths)
         self.start(name, PYTHON, "-m", "federation.envoy", "--config", config, env=self.env)
 
-    def connect(self, name: str, folder: Path | None = None) -> Federation:
-        return Federation("localhost", self.port, certificates_beside((folder or self.authority) / f"{name}.crt"))
+    def connect(self, name: str, folder: Path | None = None) -> FederationHandle:
+        return FederationHandle("localhost", self.port, certificates_beside((folder or self.authority) / f"{name}.crt"))
 
     def channel(self, name: str) -> grpc.Channel:
         paths = certificates_beside(self.authority / f"{name}.crt")
@@ -112,7 +112,7 @@ def safe(started: SafeFederation) -> Iterator[SafeFederation]:
     started.is_well()
 
 
-def submit(federation: Federation, name: str) -> Experiment:
+def submit(federation: FederationHandle, name: str) -> ExperimentHandle:
     return federation.submit(
         name, package=TOYS / "toy", model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
         best_metric="accuracy", keep_optimizer=True,
@@ -212,7 +212,7 @@ def test_tls_itself_refuses_strangers(safe: SafeFederation, tmp_path: Path) -> N
         (lambda: safe.connect("ada", tmp_path / "other"), "certificate signature failure|unable to get local issuer"),
         (lambda: safe.connect("late"), "certificate has expired"),
         (lambda: safe.connect("director"), "unsuitable certificate purpose|unsupported certificate purpose"),
-        (lambda: Federation("localhost", safe.port), "WRONG_VERSION_NUMBER|HTTP_REQUEST"),
+        (lambda: FederationHandle("localhost", safe.port), "WRONG_VERSION_NUMBER|HTTP_REQUEST"),
     ):
         with pytest.raises(FederationError, match="no director answers"):
             connect()
@@ -227,7 +227,7 @@ def test_an_envoy_cannot_pose_as_the_director(safe: SafeFederation) -> None:
     server.start()
     try:
         with pytest.raises(FederationError, match="no director answers"):
-            Federation("localhost", port, certificates_beside(safe.authority / "ada.crt"))
+            FederationHandle("localhost", port, certificates_beside(safe.authority / "ada.crt"))
     finally:
         server.stop(0)
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from processes import HOUSE, PYTHON, Processes
 
-from federation.experiment import Federation
-from kws.federated import shard_table, wait_for_shards
+from federation.notebook.handle import FederationHandle
+from lab.submission import shard_table, wait_for_shards
 
 README = (HOUSE / "README.md").read_text(encoding="utf-8")
 
@@ -68,7 +68,7 @@ def test_what_a_corpus_holds_and_who_would_hold_what(command: str, shown: str, t
 def test_three_terminals_and_a_notebook_with_a_third_site(
     house: Path, processes: Processes, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    from kws.sites import add_site
+    from lab.sites import add_site
 
     told = add_site("envoy_three", house)
     for other in re.findall(r"(\w+)/envoy\.yaml", told.split("change in")[1]):
@@ -88,7 +88,7 @@ def test_three_terminals_and_a_notebook_with_a_third_site(
         if site == "envoy":
             assert processes.wait_for(site, "no CUDA device: training on the CPU with 1 thread")
 
-    shards = wait_for_shards(Federation("localhost", int(port)), 60)
+    shards = wait_for_shards(FederationHandle("localhost", int(port)), 60)
     table = shard_table(shards)
     assert list(table["shard"]) == ["1 of 3", "3 of 3", "2 of 3"]  # envoy, envoy_three, envoy_two
     assert set(table["devices"]) == {"cpu"}
@@ -100,7 +100,7 @@ def test_three_terminals_and_a_notebook_with_a_third_site(
     environment |= {"KWS_DIRECTOR": f"localhost:{port}", "KWS_RUN": str(run), "KWS_BASELINES": "0"}
     environment |= {"KWS_CHANGES": "training.rounds=2"}
     notebook = house / "workspace" / "keyword_spotting.ipynb"
-    processes.start("notebook", PYTHON, "-m", "kws.notebook", notebook, executed, env=environment)
+    processes.start("notebook", PYTHON, "-m", "lab.notebook", notebook, executed, env=environment)
     assert processes.wait("notebook", 200) == 0, processes.log("notebook")
     cells = nbformat.read(executed, as_version=4).cells
     assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
@@ -143,4 +143,4 @@ def test_sites_that_disagree_are_told_in_the_notebook(
         script = house / site / "start_envoy.sh"
         processes.start(site, script, "--director-port", str(port), env={"DATA": str(tiny_corpus)})
     with pytest.raises(FederationError, match=r"do not share out one corpus .*envoy_two: shard 1 of 2"):
-        wait_for_shards(Federation("localhost", port), 60)
+        wait_for_shards(FederationHandle("localhost", port), 60)

@@ -18,7 +18,7 @@ import pytest
 from processes import HOUSE, PYTHON
 from transformers import AutoModelForAudioClassification
 
-from shard_descriptors.speech_commands import load
+from shard_descriptors.sources.speech_commands import load
 
 SUMMARY_KEYS = {
     *("accuracy", "macro_f1", "pooled_accuracy", "local_accuracies", "rounds", "sites", "seconds", "corpus"),

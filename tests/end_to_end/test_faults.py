@@ -19,10 +19,10 @@ from processes import PYTHON, ToyFederation
 from test_federation import submit
 from toy.experiment import first_vector
 
-import kws.federated
+import lab.submission
 from federation.errors import ExperimentFailed, SubmissionRefused
-from federation.experiment import Federation
-from federation.site_client import INSTEAD_OF, PROCESS
+from federation.notebook.handle import FederationHandle
+from federation.site.client import INSTEAD_OF, PROCESS
 from kws.config import ExperimentConfig, ModelRecipe
 from shard_descriptors.corpus import SUPERB_KS
 
@@ -72,7 +72,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def wait_until_online(toys: ToyFederation, *names: str) -> None:
-    federation = Federation("localhost", toys.port)
+    federation = FederationHandle("localhost", toys.port)
     wait_until(lambda: tuple(site.name for site in federation.sites() if site.online) == names)
 
 
@@ -175,14 +175,14 @@ def test_an_experiment_is_its_own_sites_business(toys: ToyFederation) -> None:
 def test_a_model_that_is_not_there_is_told_in_the_notebook(toys: ToyFederation, tmp_path: Path) -> None:
     """On the notebook's own machine, before anything is sent; on a site it is a task like others that raises."""
     wait_until_online(toys, "site1", "site2")
-    federation = Federation("localhost", toys.port)
+    federation = FederationHandle("localhost", toys.port)
     for folder, words in (
         (tmp_path / "lost", "there is no folder"),
         (tmp_path, "does not hold a whole Wav2Vec2 model"),
     ):
         config = ExperimentConfig(model=ModelRecipe(str(folder)))
         with pytest.raises(SubmissionRefused, match=words):
-            kws.federated.submit(federation, config, "lost", SUPERB_KS)
+            lab.submission.submit(federation, config, "lost", SUPERB_KS)
     assert federation.attach("lost").status() == "unknown"
 
 
@@ -221,7 +221,7 @@ def test_a_director_that_is_stopped_at_the_end_of_a_round_goes_on(toys: ToyFeder
         assert toys.wait("director") == 0, seed
         assert "Traceback" not in toys.log("director"), seed
         toys.start_director(toys.port)
-        experiment = Federation("localhost", toys.port).attach("stopped often")
+        experiment = FederationHandle("localhost", toys.port).attach("stopped often")
     metrics = list(experiment.metrics())
     told = [(m.round, m.site, m.task, m.metric) for m in metrics]
     assert len(set(told)) == len(told), seed
@@ -233,7 +233,7 @@ def test_a_director_that_is_stopped_at_the_end_of_a_round_goes_on(toys: ToyFeder
     progress = toys.logs / "state" / "stopped%20often" / "progress.json"
     progress.write_text(json.dumps(json.loads(progress.read_text()) | {"status": "in_progress"}))
     toys.start_director(toys.port)
-    experiment = Federation("localhost", toys.port).attach("stopped often")
+    experiment = FederationHandle("localhost", toys.port).attach("stopped often")
     assert len(list(experiment.metrics())) == len(metrics)
     assert experiment.status() == "finished"
 

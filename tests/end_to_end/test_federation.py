@@ -12,7 +12,7 @@ from processes import TOYS, ToyFederation
 from toy.experiment import TASKS, Numbers, VectorModel
 
 from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
-from federation.experiment import Experiment, Federation, Metric
+from federation.notebook.handle import ExperimentHandle, FederationHandle, Metric
 from federation.policy import RoundPolicy
 
 
@@ -25,8 +25,8 @@ def submit(
     update_format: str = "float32",
     length: int = 4,
     **faults: float,
-) -> Experiment:
-    federation = Federation("localhost", toys.port)
+) -> ExperimentHandle:
+    federation = FederationHandle("localhost", toys.port)
     federation.wait_for_sites(2, 30)
     return federation.submit(
         name,
@@ -203,10 +203,10 @@ def test_experiments_queue_and_can_be_cancelled(toys: ToyFederation) -> None:
     trainer.wait(5)  # it was in the middle of a task of 60 s
     toys.wait_for("site1", "running: is over; its trainer was ended", 5)
     # Another notebook takes over by name and misses nothing.
-    metrics = list(Federation("localhost", toys.port).attach("last").metrics())
+    metrics = list(FederationHandle("localhost", toys.port).attach("last").metrics())
     assert values(metrics, "aggregator", "validate_global", "loss") == {0: 100.0, 1: 101.5}
     assert last.status() == "finished"
-    assert Federation("localhost", toys.port).attach("never").status() == "unknown"
+    assert FederationHandle("localhost", toys.port).attach("never").status() == "unknown"
 
 
 def test_envoys_return_to_a_restarted_director(toys: ToyFederation) -> None:
@@ -232,7 +232,7 @@ def test_an_experiment_goes_on_after_its_director(
         assert toys.wait("director", 15) == 0
     toys.start_director(toys.port)
     assert "goes on with round 2" in toys.log("director")
-    again = Federation("localhost", toys.port).attach("to be continued")
+    again = FederationHandle("localhost", toys.port).attach("to be continued")
     metrics = list(again.metrics())
     # Every metric from the first, none twice, and the weights of an undisturbed run.
     assert values(metrics, "aggregator", "validate_global", "loss") == {
@@ -257,7 +257,7 @@ def test_an_experiment_goes_on_after_its_director(
     # What is over can be had after another restart, and its name stays taken.
     toys.kill("director")
     toys.start_director(toys.port)
-    kept = Federation("localhost", toys.port).attach("to be continued")
+    kept = FederationHandle("localhost", toys.port).attach("to be continued")
     assert kept.status() == "finished"
     assert list(kept.metrics()) == metrics
     np.testing.assert_allclose(kept.best_weights()["vector"], 3.0)
@@ -265,13 +265,13 @@ def test_an_experiment_goes_on_after_its_director(
 
 def test_no_director(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match=r"no director answers at localhost:1 .*start_director\.sh"):
-        Federation("localhost", 1)
+        FederationHandle("localhost", 1)
 
 
 def test_refusals(tmp_path: Path) -> None:
     toys = ToyFederation(tmp_path, sites=0)
     try:
-        federation = Federation("localhost", toys.port)
+        federation = FederationHandle("localhost", toys.port)
         with pytest.raises(FederationError, match="0 of 2 sites are online"):
             federation.wait_for_sites(2, 0.5)
         with pytest.raises(SubmissionRefused, match="no envoy is online"):

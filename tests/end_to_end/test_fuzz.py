@@ -26,11 +26,11 @@ from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
 from processes import PYTHON, TOYS, Processes, ToyFederation, certificate_lines
 from test_federation import submit
 
-from federation import certificates
-from federation.channels import MESSAGE_BYTES
-from federation.experiment import Federation
-from federation.site_client import INSTEAD_OF, PROCESS
-from federation.transfer import SERVICE, Address
+from federation import authority as certificates
+from federation.notebook.handle import FederationHandle
+from federation.site.client import INSTEAD_OF, PROCESS
+from federation.wire.channels import MESSAGE_BYTES
+from federation.wire.transfer import SERVICE, Address
 
 PLAIN_CALLS, TLS_CALLS = 2000, 400
 SECONDS = 4.0
@@ -285,7 +285,7 @@ def test_a_director_survives_what_is_not_meant_for_it(tmp_path: Path) -> None:
         print(statuses, f"director {before:.0f} MiB, grown by {grown:.0f} MiB")
         assert grown < 100
         target.cancel()
-        federation = Federation("localhost", toys.port)
+        federation = FederationHandle("localhost", toys.port)
         deadline = time.monotonic() + 15  # names that were made up are not online for long
         while [site.name for site in federation.sites() if site.online] != ["site1", "site2"]:
             assert time.monotonic() < deadline, federation.sites()

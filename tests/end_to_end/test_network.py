@@ -19,7 +19,7 @@ from network import Hosts, Network, leftovers
 from processes import HOUSE, PYTHON, TOYS, certificate_lines, write_site
 from toy.experiment import first_vector
 
-from federation import certificates
+from federation import authority as certificates
 
 PORT = 50051
 ENV = {"PYTHONPATH": f"{TOYS}:{HOUSE}", "OMP_NUM_THREADS": "1"}

@@ -9,9 +9,9 @@ import pytest
 from processes import HOUSE, PYTHON, Processes, write_site
 
 from federation.errors import FederationError
-from federation.experiment import Federation
-from kws.federated import shard_table, wait_for_shards
-from shard_descriptors.speech_commands import load
+from federation.notebook.handle import FederationHandle
+from lab.submission import shard_table, wait_for_shards
+from shard_descriptors.sources.speech_commands import load
 
 TEMPLATE = "shard_descriptors.descriptor.SpeechShardDescriptor"
 WORDS = ("yes", "no", "stop")
@@ -52,7 +52,7 @@ def start(processes: Processes, tmp_path: Path, *sites: dict[str, object]) -> in
 
 def test_two_sites_with_recordings_of_their_own(folders: list[Path], processes: Processes, tmp_path: Path) -> None:
     port = start(processes, tmp_path, *map(settings, folders))
-    shards = wait_for_shards(Federation("localhost", port), sites=2, timeout=60)
+    shards = wait_for_shards(FederationHandle("localhost", port), sites=2, timeout=60)
     assert list(shard_table(shards)["shard"]) == ["own", "own"]
 
     executed, run = tmp_path / "executed.ipynb", tmp_path / "run"
@@ -60,7 +60,7 @@ def test_two_sites_with_recordings_of_their_own(folders: list[Path], processes: 
     changes = "training.rounds=2\ntraining.batch_size=8"
     environment = {"KWS_DIRECTOR": f"localhost:{port}", "KWS_RUN": str(run), "KWS_CHANGES": changes}
     notebook = HOUSE / "workspace" / "own_recordings.ipynb"
-    processes.start("notebook", PYTHON, "-m", "kws.notebook", notebook, executed, env=environment)
+    processes.start("notebook", PYTHON, "-m", "lab.notebook", notebook, executed, env=environment)
     assert processes.wait("notebook", 200) == 0, processes.log("notebook")
     cells = nbformat.read(executed, as_version=4).cells
     assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
@@ -75,7 +75,7 @@ def test_two_sites_with_recordings_of_their_own(folders: list[Path], processes: 
     environment["KWS_RUN"] = str(tmp_path / "other")
     (tmp_path / "other").mkdir()
     notebook = HOUSE / "workspace" / "keyword_spotting.ipynb"
-    processes.start("other", PYTHON, "-m", "kws.notebook", notebook, executed, env=environment)
+    processes.start("other", PYTHON, "-m", "lab.notebook", notebook, executed, env=environment)
     assert processes.wait("other", 200) == 1
     assert "Open own_recordings.ipynb instead" in processes.log("other")
     assert not (tmp_path / "other" / "metrics.jsonl").exists()
@@ -94,4 +94,4 @@ def test_sites_that_do_not_fit_together_are_told_in_the_notebook(
 ) -> None:
     port = start(processes, tmp_path, settings(folders[0]), settings(folders[1], **change))
     with pytest.raises(FederationError, match=words):
-        wait_for_shards(Federation("localhost", port), sites=2, timeout=60)
+        wait_for_shards(FederationHandle("localhost", port), sites=2, timeout=60)

@@ -17,10 +17,10 @@ import pytest
 from processes import HOUSE, PYTHON, TOYS, ToyFederation
 from toy.experiment import TASKS, Numbers, VectorModel
 
-from federation import archives
 from federation.errors import ExperimentFailed
-from federation.experiment import Experiment, Federation, Metric
+from federation.notebook.handle import ExperimentHandle, FederationHandle, Metric
 from federation.policy import RoundPolicy
+from federation.wire import archives
 
 MARKER = """
 import os, pathlib
@@ -36,7 +36,7 @@ class Owners:
         self.toys = ToyFederation(folder, sites=0)
         self.toys.start_site("site1", 1.0, accept="ask")
         self.toys.start_site("site2", 2.0, accept="approved")
-        self.federation = Federation("localhost", self.toys.port)
+        self.federation = FederationHandle("localhost", self.toys.port)
         self.federation.wait_for_sites(2, 30)
         self.package = folder / "mine" / "toy"
         shutil.copytree(TOYS / "toy", self.package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -47,7 +47,7 @@ class Owners:
         self.reader = ThreadPoolExecutor(1)
         self.ran: set[str] = set()
 
-    def submit(self, name: str, policy: RoundPolicy | None = None) -> tuple[Experiment, "Future[list[Metric]]"]:
+    def submit(self, name: str, policy: RoundPolicy | None = None) -> tuple[ExperimentHandle, "Future[list[Metric]]"]:
         experiment = self.federation.submit(
             name, package=self.package, model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
             best_metric="accuracy", keep_optimizer=True, policy=policy,
@@ -74,7 +74,7 @@ class Owners:
         return {path.name.removeprefix("imported-at-") for path in (self.folder / "tmp").glob("imported-at-*")}
 
 
-def wait_for_status(experiment: Experiment, status: str) -> None:
+def wait_for_status(experiment: ExperimentHandle, status: str) -> None:
     deadline = time.monotonic() + 20
     while experiment.status() != status:
         assert time.monotonic() < deadline, experiment.status()
@@ -98,7 +98,7 @@ def craft(path: Path, name: str, content: bytes) -> Path:
 
 
 def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "federation.experiment")
+    caplog.set_level(logging.WARNING, "federation.notebook.handle")
 
     # What may not travel is refused at submission, with its name.
     for name, content in (("requirements.txt", b"left-pad"), ("../evil.py", b""), ("toy/data.py", b"0" * 2**25)):

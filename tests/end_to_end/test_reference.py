@@ -9,15 +9,15 @@ import pytest
 import torch
 from processes import PYTHON, Processes, write_site
 
-from federation.experiment import Federation
+from federation.notebook.handle import FederationHandle
 from kws.config import ExperimentConfig, Training
-from kws.federated import submit, wait_for_shards
-from kws.simulation import federated_averaging
-from shard_descriptors.clips import ClipSet
+from lab.simulation import federated_averaging
+from lab.submission import submit, wait_for_shards
+from shard_descriptors.clips.clip_set import ClipSet
 from shard_descriptors.corpus import SUPERB_KS
-from shard_descriptors.partition import assign, shard_of
-from shard_descriptors.schemes import Speakers
-from shard_descriptors.speech_commands import load
+from shard_descriptors.partition.contract import assign, shard_of
+from shard_descriptors.partition.schemes import Speakers
+from shard_descriptors.sources.speech_commands import load
 
 HOUSE = PYTHON.parents[2]
 SITES = {"one": 1, "two": 2}
@@ -52,7 +52,7 @@ def test_real_processes_compute_what_the_reference_computes(
         params = {"data_path": str(tiny_corpus), "shard": number, "of": 2, "seed": 3}
         path = write_site(tmp_path, name, port, "shard_descriptors.superb_ks.SuperbKsShardDescriptor", params)
         processes.start(name, PYTHON, "-m", "federation.envoy", "--config", path)
-    federation = Federation("localhost", port)
+    federation = FederationHandle("localhost", port)
     wait_for_shards(federation, 60)
     experiment = submit(federation, config, "reference", SUPERB_KS)
     lines = {(m.round, m.site, m.task, m.metric): m.value for m in experiment.metrics()}

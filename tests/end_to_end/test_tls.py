@@ -9,11 +9,11 @@ import yaml
 from processes import PYTHON, TOYS, Processes, certificate_lines, write_site
 from toy.experiment import TASKS, Numbers, VectorModel
 
-from federation import certificates
+from federation import authority as certificates
 from federation.errors import ExperimentFailed, FederationError
-from federation.experiment import Federation
+from federation.notebook.handle import FederationHandle
 from federation.settings import certificates_beside
-from kws.federated import connect
+from lab.submission import connect
 
 
 def test_an_experiment_and_its_failure_over_mutual_tls(
@@ -37,7 +37,7 @@ def test_an_experiment_and_its_failure_over_mutual_tls(
         site.write_text(site.read_text() + yaml.safe_dump(certificate_lines(authority, name)))
         processes.start(name, PYTHON, "-m", "federation.envoy", "--config", site, env=env)
 
-    federation = Federation("localhost", port, certificates_beside(authority / "ada.crt"))
+    federation = FederationHandle("localhost", port, certificates_beside(authority / "ada.crt"))
     federation.wait_for_sites(2, 60)
 
     def submit(name: str, **faults: float) -> list[float]:
@@ -61,9 +61,9 @@ def test_an_experiment_and_its_failure_over_mutual_tls(
         connect()
 
     with pytest.raises(FederationError, match="no director answers"):
-        Federation("localhost", port, certificates_beside(strangers / "ada.crt"))
+        FederationHandle("localhost", port, certificates_beside(strangers / "ada.crt"))
     with pytest.raises(FederationError, match="no director answers"):
-        Federation("localhost", port)
+        FederationHandle("localhost", port)
     assert_logs_are_events_without_secrets(processes)
 
 

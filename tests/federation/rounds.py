@@ -14,11 +14,11 @@ from openfl.pipelines import NoCompressionPipeline, TensorCodec
 from openfl.protocols import utils
 from openfl.utilities import TensorKey, add_log_level
 
-from federation.aggregator import Aggregator
-from federation.models import ModelFile, Packed, Piece, best_path, round_path, save
+from federation.director.aggregator import RoundAggregator
+from federation.director.state import Progress
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, RoundSchedule
-from federation.state import Progress
-from federation.transfer import Address
+from federation.wire.models import ModelFile, Packed, Piece, best_path, round_path, save
+from federation.wire.transfer import Address
 
 add_log_level("METRIC", 25)
 SIZES = {"small": 1, "large": 3}
@@ -52,13 +52,13 @@ def build(
         init_state_path="init", best_state_path=folder / "best.pbuf", last_state_path=folder / "last.pbuf",
         rounds_to_train=rounds + 1, initial_tensor_dict=model if kind is EngineAggregator else {}, **settings,
     )  # fmt: skip
-    if issubclass(kind, Aggregator):
+    if issubclass(kind, RoundAggregator):
         save(round_path(folder, 0), model)
         aggregator.open(folder, Progress())
     return aggregator
 
 
-def upload(aggregator: Aggregator, site: str, round_number: int, packed: Packed, offset: int = 0) -> None:
+def upload(aggregator: RoundAggregator, site: str, round_number: int, packed: Packed, offset: int = 0) -> None:
     address = Address(site=site, round=round_number, upload=f"of{site}", size=packed.size, offset=offset)
     aggregator.receive(address, packed.chunks(offset))
 
@@ -70,7 +70,7 @@ def pack(tensors: dict[str, np.ndarray]) -> Packed:
 def send(aggregator: EngineAggregator, site: str, task: str, round_number: int, tensors: dict, tag: str) -> None:
     named = []
     arrays = {name: value for name, value in tensors.items() if np.ndim(value)}
-    if arrays and isinstance(aggregator, Aggregator):  # models have a stream of their own
+    if arrays and isinstance(aggregator, RoundAggregator):  # models have a stream of their own
         upload(aggregator, site, round_number, pack(arrays))
         tensors = {name: value for name, value in tensors.items() if name not in arrays}
     for name, value in tensors.items():
@@ -100,7 +100,7 @@ def finish_round(
 
 def model(aggregator: Any, which: str) -> Mapping[str, np.ndarray]:
     """The "best" or the "last" model."""
-    if not isinstance(aggregator, Aggregator):
+    if not isinstance(aggregator, RoundAggregator):
         return {"best": aggregator.best_tensor_dict, "last": aggregator.last_tensor_dict}[which]
     folder, last = aggregator.model_file.path.parent, aggregator.last_round
     return ModelFile(best_path(folder, aggregator.best_round) if which == "best" else round_path(folder, last))

@@ -38,18 +38,19 @@ from stock import fault
 from toy.experiment import TASKS, Numbers, VectorModel
 from toy_shard import ToyShard
 
-from federation import archives as experiment_archives
-from federation import certificates
-from federation.access import guards
-from federation.certificates import Role
-from federation.director import Director, DirectorServer
-from federation.envoy import Envoy
+from federation import authority as certificates
+from federation.authority import Role
+from federation.director.access import guards
+from federation.director.director import Director
+from federation.director.server import DirectorServer
 from federation.errors import ArchiveRefused, SubmissionRefused
-from federation.experiment import Federation
-from federation.experiment import _Client as OurClient
-from federation.models import save
+from federation.notebook.handle import FederationHandle
+from federation.notebook.handle import _Client as OurClient
 from federation.settings import Certificates, DirectorSettings, EnvoySettings, certificates_beside, load_envoy
-from federation.site_client import SiteClient
+from federation.site.client import SiteClient
+from federation.site.envoy import Envoy
+from federation.wire import archives as experiment_archives
+from federation.wire.models import save
 
 BOTH = ["site1", "site2"]
 SHAPES = {"sample_shape": ["4"], "target_shape": ["1"]}
@@ -152,7 +153,7 @@ def stock_submission(port: int, name: str) -> None:
 
 
 def our_submission(port: int, name: str) -> None:
-    Federation("localhost", port, client_id="ada").submit(
+    FederationHandle("localhost", port, client_id="ada").submit(
         name, package=TOYS / "toy", model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
         best_metric="accuracy", keep_optimizer=False,
     )  # fmt: skip
@@ -606,7 +607,7 @@ def stock_model(port: int) -> Any:
 @fault(
     "federated/plan/plan.py:529",
     stock=stock_model,
-    ours=lambda port: Federation("localhost", port, client_id="ada").attach("toy").last_weights(),
+    ours=lambda port: FederationHandle("localhost", port, client_id="ada").attach("toy").last_weights(),
     raises=KeyError,
 )
 def test_another_notebook_takes_the_model_home(subject: Any, finished: int, tmp_path: Path) -> None:
@@ -623,7 +624,7 @@ def stock_metrics(port: int) -> Any:
 @fault(
     "interface/interactive_api/experiment.py:195",
     stock=stock_metrics,
-    ours=lambda port: Federation("localhost", port, client_id="ada").attach("toy").metrics(),
+    ours=lambda port: FederationHandle("localhost", port, client_id="ada").attach("toy").metrics(),
 )
 def test_metrics_are_values(subject: Any, finished: int, tmp_path: Path) -> None:
     with chdir(tmp_path):
@@ -713,7 +714,7 @@ def test_an_experiment_installs_no_packages(subject: Any, tmp_path: Path, monkey
 
 
 STOCK_MONITOR = "openfl.plugins.processing_units_monitor.pynvml_monitor.PynvmlCUDADeviceMonitor"
-MONITORS = {"stock": (stock_launch, STOCK_MONITOR), "ours": (our_launch, "federation.cuda_monitor.CudaMonitor")}
+MONITORS = {"stock": (stock_launch, STOCK_MONITOR), "ours": (our_launch, "federation.site.cuda_monitor.CudaMonitor")}
 
 
 def missing_driver() -> str | None:
@@ -753,12 +754,13 @@ def said(code: str) -> str:
 @fault(
     "pipelines/__init__.py:5",
     stock="import openfl.component.director, openfl.component.envoy, openfl.transport",
-    ours="import federation.director, federation.envoy, federation.collaborator, federation.experiment",
+    ours="import federation.director, federation.envoy, federation.site.collaborator, federation.notebook.handle",
 )
 def test_only_what_trains_loads_pytorch(subject: str) -> None:
     assert said(f"import sys; {subject}; print({{'torch', 'sklearn'}} & sys.modules.keys())") == "set()\n"
 
 
 def test_what_trains_can_load_it_afterwards() -> None:
-    code = "import federation.trainer, torch; from openfl.pipelines.kc_pipeline import KCPipeline; print(torch.ones(1))"
+    pipeline = "from openfl.pipelines.kc_pipeline import KCPipeline"
+    code = f"import federation.site.trainer, torch; {pipeline}; print(torch.ones(1))"
     assert said(code) == "tensor([1.])\n"

@@ -29,14 +29,14 @@ from stock import fault
 from toy import experiment as toy
 from toy_shard import ToyShard
 
-from federation.aggregator import Aggregator
-from federation.collaborator import AggregatorClient, Collaborator
+from federation.director.aggregator import RoundAggregator
+from federation.director.router import AggregatorRouter
 from federation.errors import FederationError
-from federation.models import save
-from federation.router import AggregatorRouter
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, RoundSchedule
-from federation.tensors import TensorStore
-from federation.transfer import SERVICE, ModelServer, RoundOver
+from federation.site.collaborator import AggregatorClient, Collaborator
+from federation.wire.models import save
+from federation.wire.tensors import TensorStore
+from federation.wire.transfer import SERVICE, ModelServer, RoundOver
 
 
 def begin(kind: type, folder: Path, **settings: Any) -> Any:
@@ -44,7 +44,7 @@ def begin(kind: type, folder: Path, **settings: Any) -> Any:
     return build(kind, folder, **{"model": {"w": np.zeros(2, np.float32)}, **settings})
 
 
-@fault("component/aggregator/aggregator.py:938", stock=EngineAggregator, ours=Aggregator)
+@fault("component/aggregator/aggregator.py:938", stock=EngineAggregator, ours=RoundAggregator)
 def test_best_is_told_by_one_metric(subject: Any, tmp_path: Path) -> None:
     rounds = begin(subject, tmp_path)
     finish_round(rounds, 0, {"w": np.ones(2)}, accuracy=0.9, loss=5.0)
@@ -52,7 +52,7 @@ def test_best_is_told_by_one_metric(subject: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(model(rounds, "best")["w"], 0.0)  # the model that scored 0.9
 
 
-@fault("component/aggregator/aggregator.py:646", stock=EngineAggregator, ours=Aggregator)
+@fault("component/aggregator/aggregator.py:646", stock=EngineAggregator, ours=RoundAggregator)
 def test_values_that_are_not_numbers_are_not_averaged(subject: Any, tmp_path: Path) -> None:
     rounds = begin(subject, tmp_path)
     with suppress(ValueError):
@@ -61,7 +61,7 @@ def test_values_that_are_not_numbers_are_not_averaged(subject: Any, tmp_path: Pa
     np.testing.assert_array_equal(model(rounds, "last")["w"], 1.0)
 
 
-@fault("component/aggregator/aggregator.py:805", stock=EngineAggregator, ours=Aggregator)
+@fault("component/aggregator/aggregator.py:805", stock=EngineAggregator, ours=RoundAggregator)
 def test_the_next_model_is_the_average(subject: Any, tmp_path: Path) -> None:
     trained = np.array([1e-3, 1.0], np.float32)
     rounds = begin(subject, tmp_path, model={"w": np.array([1e4, 1.0], np.float32)})
@@ -107,7 +107,7 @@ def test_finding_a_tensor_does_not_read_all_of_them(subject: Any) -> None:
     assert Name.compared < 10
 
 
-@fault("component/aggregator/aggregator.py:314", stock=EngineAggregator, ours=Aggregator)
+@fault("component/aggregator/aggregator.py:314", stock=EngineAggregator, ours=RoundAggregator)
 def test_a_site_that_waits_is_told_at_once(subject: Any, tmp_path: Path) -> None:
     rounds = begin(subject, tmp_path)
     answers: list[Any] = []
@@ -125,7 +125,7 @@ def test_a_site_that_waits_is_told_at_once(subject: Any, tmp_path: Path) -> None
 @fault(
     "component/aggregator/aggregator.py:487",
     stock=(EngineAggregator, lambda rounds: rounds.get_aggregated_tensor("small", "w", 7, False, ("model",), True)),
-    ours=(Aggregator, lambda rounds: rounds.model_for(7, -1, 0)),
+    ours=(RoundAggregator, lambda rounds: rounds.model_for(7, -1, 0)),
 )
 def test_a_model_that_does_not_exist_is_not_waited_for(
     subject: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,7 +151,7 @@ def traced(work: Callable[[], Any]) -> tuple[int, int]:
         tracemalloc.stop()
 
 
-@fault("component/aggregator/aggregator.py:775", stock=EngineAggregator, ours=Aggregator)
+@fault("component/aggregator/aggregator.py:775", stock=EngineAggregator, ours=RoundAggregator)
 def test_what_sites_send_is_not_kept_in_memory(subject: Any, tmp_path: Path) -> None:
     rounds = begin(subject, tmp_path, model={"w": np.zeros(2**20, np.float32)})
     trained = np.ones(2**20, np.float32)
@@ -162,7 +162,7 @@ def test_what_sites_send_is_not_kept_in_memory(subject: Any, tmp_path: Path) -> 
 @fault(
     "component/aggregator/aggregator.py:678",
     stock=(EngineAggregator, {}),
-    ours=(Aggregator, {"minimum_sites": 2}),
+    ours=(RoundAggregator, {"minimum_sites": 2}),
 )
 def test_when_time_is_up_and_too_few_are_done_somebody_is_told(subject: Any, tmp_path: Path) -> None:
     kind, settings = subject
@@ -179,7 +179,7 @@ def test_when_time_is_up_and_too_few_are_done_somebody_is_told(subject: Any, tmp
 @fault(
     "component/aggregator/aggregator.py:298",
     stock=(EngineAggregator, EngineAggregator.all_quit_jobs_sent),
-    ours=(Aggregator, lambda rounds: rounds.finished),
+    ours=(RoundAggregator, lambda rounds: rounds.finished),
 )
 def test_an_experiment_ends_without_a_site_that_is_gone(subject: Any, tmp_path: Path) -> None:
     kind, is_over = subject
@@ -215,7 +215,7 @@ def serve() -> Iterator[Callable[..., tuple[int, Calls]]]:
         calls = Calls()
         server = grpc.server(futures.ThreadPoolExecutor(4), interceptors=[calls], options=channel_options)
         router = AggregatorGRPCServer(aggregator=rounds, agg_port=0, tls=False)
-        if isinstance(rounds, Aggregator):
+        if isinstance(rounds, RoundAggregator):
             router = AggregatorRouter(lambda _: rounds, tls=False)
             models = ModelServer(lambda _: rounds, lambda *_: None, lambda _: None)
             models.add_to(server)
@@ -265,7 +265,7 @@ def collaborator(kind: type, client: Any, **faults: float) -> Any:
 
 SIDES = {
     "stock": (EngineAggregator, stock_client, EngineCollaborator),
-    "ours": (Aggregator, our_client, Collaborator),
+    "ours": (RoundAggregator, our_client, Collaborator),
 }
 VECTOR = {"vector": np.zeros(4, np.float32)}
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_network import quick
 
-from federation.updates import FORMATS
+from federation.wire.updates import FORMATS
 from kws.config import UPDATE_FORMATS, Augmentation, ConfigError, ExperimentConfig, ModelRecipe, Training, changed
 
 

@@ -9,9 +9,9 @@ import pytest
 from shard_descriptors.corpus import CorpusError
 from shard_descriptors.descriptor import SpeechShardDescriptor
 from shard_descriptors.labels import LABELS
-from shard_descriptors.partition import PartitionError, assign, digest, shard_of
-from shard_descriptors.schemes import Quantity
-from shard_descriptors.speech_commands import load
+from shard_descriptors.partition.contract import PartitionError, assign, digest, shard_of
+from shard_descriptors.partition.schemes import Quantity
+from shard_descriptors.sources.speech_commands import load
 from shard_descriptors.superb_ks import SuperbKsShardDescriptor
 
 

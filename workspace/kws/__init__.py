@@ -1,6 +1,1 @@
-"""Keyword spotting: what the experimenter chooses, trains, measures and keeps. Travels to the sites as source."""
-
-from pathlib import Path
-
-HOUSE = Path(__file__).resolve().parents[2]
-"""The folder that holds `director/`, `envoy/` and `workspace/`; only on the machine of the experimenter."""
+"""What travels to the sites: the configuration, the model, the batches, the training, the metrics and the tasks."""

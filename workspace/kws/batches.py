@@ -14,7 +14,7 @@ from shard_descriptors.corpus import ClipFormat
 
 
 class Clips(Protocol):
-    """n labelled clips of equal length, by number (`shard_descriptors.clips.ClipSet` is one)."""
+    """n labelled clips of equal length, by number (`shard_descriptors.clips.clip_set.ClipSet` is one)."""
 
     @property
     def format(self) -> ClipFormat:

@@ -1,0 +1,1 @@
+"""The operator's side: who is there, which experiment runs, and what is kept of it. Never imports a site's side."""

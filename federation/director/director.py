@@ -1,0 +1,322 @@
+"""The director: knows the envoys, queues experiments and runs one at a time.
+
+Mends, with the engine's file and line:
+
+- component/director/experiment.py:347: the next experiment is polled for every 10 s. Here it is an event.
+- component/director/experiment.py:218: an experiment without sites is over at once, with the initial model. Here it is
+  refused.
+- component/director/director.py:295: reading a metric removes it, so a second reader sees a rest. Here every
+  reader gets all of them, from the first.
+- director.py:89: everything is kept in memory and lost with the process. Here every experiment is on
+  disk (`federation.director.state`), and goes on from its last finished round.
+- director.py:239: an experiment is told once to each envoy; where the question that is told is one of a lost
+  connection, the envoy never hears of it; and nobody tells an envoy at work that its experiment is over. Here the
+  answer comes from how the experiments stand, and an envoy at work asks too.
+- director.py:394: KeyError for an envoy that has not asked for work yet.
+- director.py:244: AttributeError for an envoy that asks again before the aggregator is made.
+- director.py:112: an envoy is refused for its shapes, and the log does not say which.
+"""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from openfl.component.director import Director as EngineDirector
+from openfl.component.director.experiment import Status
+from openfl.transport.grpc.exceptions import ShardNotFoundError
+
+from federation.director.edge import SITES
+from federation.director.presence import Presence
+from federation.director.running import RunningExperiment
+from federation.director.state import ExperimentState
+from federation.errors import (
+    ArchiveRefused,
+    DirectorLeaves,
+    ExperimentFailed,
+    FederationError,
+    SubmissionRefused,
+    disk_problem,
+)
+from federation.logs import log_fields
+from federation.schedule import NOTICE
+from federation.wire import archives
+from federation.wire.models import ModelFile
+from federation.wire.names import experiment_name_problem
+
+logger = logging.getLogger(__name__)
+
+
+class ExperimentsRegistry(dict[str, RunningExperiment]):
+    """Experiments by name, and the queue of those that wait (the engine's interface, without its polling)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: asyncio.Queue[RunningExperiment] = asyncio.Queue()
+
+    def add(self, experiment: RunningExperiment) -> None:
+        """Queue an experiment."""
+        self[experiment.name] = experiment
+        self.waiting.put_nowait(experiment)
+
+    def remove(self, name: str) -> None:
+        """Forget an experiment."""
+        self.pop(name, None)
+
+    def get_user_experiments(self, user: str) -> list[RunningExperiment]:
+        """Experiments that this user submitted."""
+        return [experiment for experiment in self.values() if user in experiment.users]
+
+    def aggregator_of(self, federation_uuid: str) -> Any:
+        """The aggregator with this federation id, or None."""
+        aggregators = (experiment.aggregator for experiment in self.values() if experiment.aggregator)
+        return next((each for each in aggregators if each.federation_uuid == federation_uuid), None)
+
+
+class Director(EngineDirector):  # type: ignore[misc]
+    """The engine's director on events, with the truth about failures."""
+
+    def __init__(self, *, state_root: Path, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.experiments_registry = ExperimentsRegistry()
+        self.col_exp: dict[str, str | None] = defaultdict(lambda: None)
+        self.presence = Presence(2 * self.envoy_health_check_period, self._wake)
+        self._state_root = state_root
+        self._changed = asyncio.Event()
+        self._leaving = False
+        for state in ExperimentState.all(state_root):
+            experiment = RunningExperiment(state, self._wake)
+            if experiment.over:
+                self.experiments_registry[experiment.name] = experiment
+                continue
+            about = {"experiment": experiment.name}
+            done = state.progress().next_round
+            logger.info("experiment %s: goes on with round %d", experiment.name, done, extra=about)
+            if experiment.status == Status.IN_PROGRESS:
+                experiment.prepare()  # before the first trainer that lives on asks for it
+            self.experiments_registry.add(experiment)
+
+    def acknowledge_shard(self, shard_info: dict[str, Any]) -> bool:
+        """Accept an envoy whose shard has the shape that this federation works on; where none is set, any."""
+        name = shard_info["node_info"]["name"]
+        offered = shard_info.get("sample_shape", []), shard_info.get("target_shape", [])
+        wanted = list(self.sample_shape), list(self.target_shape)
+        if any(want and offer != want for offer, want in zip(offered, wanted, strict=True)):
+            logger.error(
+                "envoy %s: refused, its shapes are %s and this federation's are %s", name, offered, wanted,
+                extra={"site": name},
+            )  # fmt: skip
+            return False
+        shard_info["node_info"].setdefault("cuda_devices", [])
+        self._shard_registry[name] = {
+            "shard_info": shard_info,
+            "is_online": True,
+            "is_experiment_running": False,
+            "valid_duration": 2 * self.envoy_health_check_period,
+            "last_updated": time.time(),
+        }
+        logger.info("envoy %s: registered", name, extra={"site": name})
+        return True
+
+    def update_envoy_status(
+        self, *, envoy_name: str, is_experiment_running: bool, cuda_devices_status: Any = None
+    ) -> int:
+        """Note how an envoy is; returns the seconds after which it should say so again.
+
+        Raises:
+            ShardNotFoundError: it has not registered.
+        """
+        entry = self._shard_registry.get(envoy_name)
+        if entry is None:
+            raise ShardNotFoundError(f"no envoy {envoy_name} has registered with this director")
+        entry["last_updated"] = time.time()
+        entry["is_experiment_running"] = is_experiment_running
+        registered = entry["shard_info"]["node_info"]["cuda_devices"]
+        if cuda_devices_status and len(cuda_devices_status) == len(registered):
+            registered[:] = cuda_devices_status
+        return int(self.envoy_health_check_period)
+
+    def get_experiments_list(self, caller: str) -> list[dict[str, Any]]:
+        """Name, status and number of sites of each of the caller's experiments."""
+        mine = self.experiments_registry.get_user_experiments(caller)
+        return [
+            {"name": each.name, "status": each.status, "collaborators_amount": len(each.collaborators)} for each in mine
+        ]
+
+    def knows(self, site: str) -> bool:
+        """Whether an envoy has registered under this name since the director was started."""
+        return site in self._shard_registry
+
+    @property
+    def full(self) -> bool:
+        """Whether as many sites have registered as one director takes."""
+        return len(self._shard_registry) >= SITES
+
+    def hear(self, site: str, process: str) -> bool:
+        """Note that an envoy has called, and count on it again; False where another process has its name."""
+        if not self.presence.hear(site, process):
+            return False
+        for experiment in self.experiments_registry.values():
+            experiment.welcome(site)
+        return True
+
+    async def set_new_experiment(
+        self,
+        *,
+        experiment_name: str,
+        sender_name: str,
+        initial_model: Path,
+        collaborator_names: Any,
+        experiment_archive_path: Path,
+    ) -> bool:
+        """Queue an experiment.
+
+        Raises:
+            SubmissionRefused: no envoy to run it on, its name cannot be used or is taken, or its archive holds what may
+                not travel.
+        """
+        await asyncio.to_thread(_check_archive, experiment_archive_path)
+        if problem := experiment_name_problem(experiment_name):
+            raise SubmissionRefused(problem)
+        if not list(collaborator_names):
+            raise SubmissionRefused("no envoy is online; start one with envoy/start_envoy.sh and submit again")
+        if unknown := set(collaborator_names) - self._shard_registry.keys():
+            raise SubmissionRefused(f"this director knows no site {', '.join(sorted(unknown))[:200]}")
+        if experiment_name in self.experiments_registry:
+            raise SubmissionRefused(
+                f"there is already an experiment named {experiment_name}; give this one another name"
+            )
+        about = {
+            "name": experiment_name,
+            "collaborators": list(dict.fromkeys(collaborator_names)),
+            "sender": sender_name,
+            "submitted": time.time(),
+        }
+        try:
+            state = ExperimentState.create(self._state_root, experiment_archive_path, initial_model, about)
+            experiment = RunningExperiment(state, self._wake)
+        except OSError as error:
+            raise SubmissionRefused(disk_problem(experiment_name, error)) from error
+        self.experiments_registry.add(experiment)
+        return True
+
+    def get_trained_model(self, experiment_name: str, caller: str, model_type: str) -> ModelFile | None:
+        """The "best" or the "last" model, or None when there is none yet."""
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment is None or caller not in experiment.users:
+            return None
+        if model_type == "best":
+            return experiment.state.best_model()
+        return experiment.state.last_model() if experiment.state.progress().last_round else None
+
+    async def start_experiment_execution_loop(self) -> None:
+        """Run the queued experiments one after the other, for ever."""
+        while True:
+            experiment = await self.experiments_registry.waiting.get()
+            for earlier in self.experiments_registry.values():
+                earlier.keep_end()
+            with log_fields(experiment=experiment.name):
+                await experiment.start(self.presence.last_heard)
+
+    async def wait_experiment(
+        self, envoy_name: str, process: str = "", instead_of: str = "", awaiting: str | None = None
+    ) -> str:
+        """The name of the experiment that this envoy should work on, "" for none, once it is not `instead_of`.
+
+        An idle envoy waits for its next experiment so, and one at work for the end of the one that it works on. For a
+        process that no longer holds the envoy's name there is no work. `awaiting` is the digest of the code that the
+        envoy has, where it waits for its owner to approve it.
+
+        Raises:
+            FederationError: the director is leaving and can no longer tell.
+        """
+        held = self.experiments_registry.get(self.col_exp[envoy_name] or "")
+        if held:
+            held.await_approval(envoy_name, awaiting)
+        while not self._leaving:
+            wanted = (name for name, each in self.experiments_registry.items() if each.wants(envoy_name))
+            if not self.presence.holds(envoy_name, process):
+                return ""
+            if (work := next(wanted, "")) != instead_of:
+                self.col_exp[envoy_name] = work or None
+                return work
+            await self._changed.wait()
+        raise FederationError("the director is being stopped")
+
+    def leave(self) -> None:
+        """Tell everyone who waits that the director is leaving."""
+        self._leaving = True
+        for experiment in self.experiments_registry.values():
+            experiment.leave()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def stream_metrics(self, experiment_name: str, caller: str) -> AsyncIterator[dict[str, Any]]:
+        """Every metric from the first on, then new ones as they come.
+
+        Raises:
+            ExperimentFailed: at the end of an experiment that failed.
+            DirectorLeaves: the experiment goes on when the director is back.
+            FederationError: there is no such experiment of this caller.
+        """
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment is None or caller not in experiment.users:
+            raise FederationError(f"this director knows no experiment {experiment_name} of {caller}")
+        sent = told = 0
+        while True:
+            while told < len(experiment.notices):
+                yield {"task_name": NOTICE, "metric_name": experiment.notices[told]}
+                told += 1
+            while sent < len(experiment.metrics.lines):
+                yield experiment.metrics.lines[sent]
+                sent += 1
+            if experiment.over:
+                break
+            await experiment.news()
+        if experiment.left:
+            raise DirectorLeaves(experiment.failure)
+        if experiment.status != Status.FINISHED:
+            raise ExperimentFailed(experiment.failure or f"experiment {experiment_name} was {experiment.status}")
+
+    def set_experiment_failed(self, *, experiment_name: str, collaborator_name: str, reason: str = "") -> None:
+        """End an experiment that a site could not go on with."""
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment:
+            experiment.site_failed(collaborator_name, f"site {collaborator_name} failed:\n{reason}")
+
+    def remove_experiment_data(self, experiment_name: str, caller: str) -> None:
+        """Cancel an experiment that waits or runs; forget one that is over."""
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment is None or caller not in experiment.users:
+            return
+        if experiment.over:
+            self.experiments_registry.remove(experiment_name)
+            experiment.state.remove()
+        else:
+            experiment.fail(f"experiment {experiment_name} was cancelled by {caller}")
+
+    async def get_experiment_status(self, experiment_name: str, caller: str) -> str | None:
+        """The engine's status; for one that waits, also how many are before it, or at which sites it does."""
+        experiment = self.experiments_registry.get(experiment_name)
+        if experiment is None or caller not in experiment.users:
+            return None
+        if experiment.status == Status.IN_PROGRESS and experiment.awaiting:
+            return f"{Status.IN_PROGRESS}, waiting for approval at {', '.join(sorted(experiment.awaiting))}"
+        if experiment.status != Status.PENDING:
+            return str(experiment.status)
+        names = [name for name, each in self.experiments_registry.items() if not each.over]
+        return f"{Status.PENDING}, {names.index(experiment_name)} before it"
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        archives.read(path)
+    except ArchiveRefused:
+        path.unlink()
+        raise

@@ -1,0 +1,253 @@
+"""One experiment at the director, from its archive to its best model: its status, its readers' news, its end.
+
+Mends, with the engine's file and line:
+
+- component/director/experiment.py:220: the end of an experiment is polled for every 10 s. Here it is an event.
+- component/director/experiment.py:130: a failed experiment is called finished. Here it is failed, and every reader is
+  told why.
+"""
+
+import asyncio
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import chdir, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from openfl.component.director.experiment import Experiment as EngineExperiment
+from openfl.component.director.experiment import Status
+from openfl.federated import Plan
+
+from federation.director.state import ExperimentState
+from federation.errors import (
+    disk_problem,
+)
+from federation.wire import archives
+from federation.wire.metadata import SHORT
+
+logger = logging.getLogger(__name__)
+
+
+class MetricLog:
+    """Every metric of an experiment, in order; takes the place of the aggregator's queue."""
+
+    def __init__(
+        self, state: ExperimentState, notify: Callable[[], None], cannot_keep: Callable[[str, OSError], None]
+    ) -> None:
+        self.lines = state.finished_metrics()
+        self._state = state
+        self._notify = notify
+        self._cannot_keep = cannot_keep
+        self._lock = threading.Lock()  # sites report at the same time; memory and disk keep one order
+
+    def put(self, metric: dict[str, Any]) -> None:
+        """Append one metric, here and on disk, and wake the readers."""
+        with self._lock:
+            self.lines.append(metric)
+            try:
+                self._state.add_metric(metric)
+            except OSError as error:
+                self._cannot_keep("a metric", error)
+        self._notify()
+
+
+class RunningExperiment(EngineExperiment):  # type: ignore[misc]
+    """One submitted experiment from its archive to its best model."""
+
+    def __init__(self, state: ExperimentState, on_change: Callable[[], None] = lambda: None) -> None:
+        about, progress = state.about(), state.progress()
+        super().__init__(
+            name=about["name"],
+            archive_path=state.archive,
+            collaborators=about["collaborators"],
+            users=[about["sender"]],
+            sender=about["sender"],
+            init_tensor_dict=None,
+        )
+        self.state = state
+        self.status = progress.status
+        self.failure = progress.failure
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._on_change = on_change
+        self.metrics = MetricLog(state, self.notify, self._cannot_keep)
+        self.gone: set[str] = set()
+        self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
+        self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
+        self.left = False
+        self._end: str | None = None  # how it ended, as long as that is not on disk
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come from this experiment."""
+        return self.status in (Status.FINISHED, Status.FAILED, Status.REJECTED)
+
+    def notify(self) -> None:
+        """Wake everyone who waits for news; callable from any thread."""
+        self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._on_change()
+
+    async def news(self) -> None:
+        """Return when something has changed: a metric, a round, the end."""
+        await self._changed.wait()
+
+    def fail(self, reason: str) -> None:
+        """End the experiment with a reason that its readers are given; the first reason stands."""
+        if not self.over:
+            self._ends(Status.FAILED, reason)
+            if self.aggregator:
+                self.aggregator.stop()
+            self.notify()
+
+    def _ends(self, status: str, failure: str | None = None) -> None:
+        """Put the end on disk, then let the readers know of it."""
+        self.failure, self._end = failure, status
+        self.state.forget_updates()
+        self.keep_end()
+        self.status = status
+
+    def keep_end(self) -> None:
+        """Put on disk how it ended, unless it is there; a disk that is full is asked again later."""
+        if self._end:
+            with suppress(OSError):
+                self.state.end(self._end, self.failure)
+                self._end = None
+
+    def leave(self) -> None:
+        """Tell the readers that the director is leaving; what is on disk stays as it is, to go on from."""
+        self.keep_end()
+        if not self.over:
+            self.failure = (
+                f"the director was stopped in the middle of {self.name}, which goes on when it is started again"
+            )
+            self.status, self.left = Status.FAILED, True
+            if self.aggregator:
+                self.aggregator.release()
+            self.notify()
+
+    def prepare(self) -> None:
+        """Make the aggregator that the plan names, at the round that comes next; `failure` tells when that fails."""
+        try:
+            self.aggregator = self._build_aggregator()
+        except Exception as error:
+            logger.exception("experiment %s: its plan cannot be used", self.name, extra={"experiment": self.name})
+            self.fail(f"the director cannot use the plan of {self.name}: {type(error).__name__}: {error}")
+
+    def site_failed(self, site: str, reason: str) -> None:
+        """Go on without a site where the experiment's policy allows it; otherwise fail."""
+        self.awaiting.pop(site, None)
+        if self.aggregator:
+            self.aggregator.leave_out(site, reason)
+            self.notify()
+        else:
+            self.fail(reason)
+        if not self.over:
+            self.notice(f"goes on without site {site}: {reason}")
+
+    def await_approval(self, site: str, digest: str | None) -> None:
+        """A site waits for its owner to approve the code with this digest, or (None) waits no longer."""
+        waited_for = self.awaiting.pop(site, None)
+        if digest:
+            self.awaiting[site] = digest
+            if digest != waited_for:
+                self.notice(f"site {site} waits for its owner to approve the code (digest {digest[:SHORT]})")
+
+    def notice(self, text: str) -> None:
+        """Tell the readers something, once."""
+        if text not in self.notices:
+            logger.info("experiment %s: %s", self.name, text)
+            self.notices.append(text)
+            self.notify()
+
+    async def start(self, last_heard: Callable[[str], float], **_: Any) -> None:
+        """Run the experiment to its end; never raises, `failure` tells.
+
+        last_heard: when the director heard of a site last, on the monotonic clock.
+        """
+        if self.over:  # cancelled while it waited
+            return
+        logger.info("experiment %s: starts on %s", self.name, ", ".join(self.collaborators))
+        try:
+            self.state.end(Status.IN_PROGRESS)
+        except OSError as error:
+            self._cannot_keep("the start", error)
+            return
+        self.status = Status.IN_PROGRESS
+        started = time.monotonic()
+        if self.aggregator is None:
+            self.prepare()
+        self.notify()
+        while not self.over and not (self.aggregator and self.aggregator.finished):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.news(), timeout=1)
+            self._leave_out_the_gone(last_heard)
+        if not self.over:
+            self._ends(Status.FINISHED)
+        logger.info("experiment %s: %s after %.1f s", self.name, self.status, time.monotonic() - started)
+        self.notify()
+
+    def wants(self, site: str) -> bool:
+        """Whether there is work for this site now, or will be once it is heard of again."""
+        sites = self.aggregator.authorized_cols if self.aggregator else self.collaborators
+        return bool(self.status == Status.IN_PROGRESS and (site in sites or site in self.gone))
+
+    def welcome(self, site: str) -> None:
+        """Count again on a site that was gone; one that failed stays out."""
+        if self.status == Status.IN_PROGRESS and self.aggregator and site in self.gone:
+            self.gone.remove(site)
+            self.aggregator.readmit(site)
+
+    def _leave_out_the_gone(self, last_heard: Callable[[str], float]) -> None:
+        for site in tuple(self.aggregator.authorized_cols) if self.aggregator else ():
+            silent = time.monotonic() - last_heard(site)  # a laptop that slept has not missed anybody
+            if silent > self.aggregator.gone_seconds:
+                self.gone.add(site)
+                self.site_failed(site, f"site {site} is gone: the director has not heard of it for {silent:.0f} s")
+
+    def _build_aggregator(self) -> Any:
+        """The aggregator that the plan names, ready for its collaborators."""
+        with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+            archives.write(archives.read(self.archive_path), Path(folder))
+            with chdir(folder):  # the engine reads the plan's pickles from the working folder
+                plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
+                plan.authorized_cols = list(self.collaborators)
+                aggregator = plan.get_aggregator({})  # the model stays on disk
+        aggregator.open(self.state.folder, self.state.progress())
+        aggregator.experiment = self.name
+        aggregator.metric_queue = self.metrics
+        aggregator.on_round = self._save_round
+        aggregator.on_change = self.notify
+        aggregator.on_failure = self.fail
+        return aggregator
+
+    def _save_round(self) -> None:
+        """Put the finished round on disk; called by the aggregator before it hands out the next one."""
+        aggregator = self.aggregator
+        try:
+            progress = replace(  # the status on disk stays: a director that is leaving has not failed the experiment
+                self.state.progress(),
+                next_round=aggregator.round_number,
+                last_round=aggregator.last_round,
+                best_round=aggregator.best_round,
+                best_score=aggregator.best_model_score,
+            )
+            self.state.save(progress)
+        except OSError as error:
+            self._cannot_keep(f"round {aggregator.round_number}", error)
+        except Exception as error:
+            logger.exception("experiment %s: round %d cannot be kept", self.name, aggregator.round_number)
+            self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error!r}")
+
+    def _cannot_keep(self, what: str, error: OSError) -> None:
+        """End the experiment: what is not on disk would be lost with the director, and nobody would know."""
+        about = {"experiment": self.name}
+        logger.error("experiment %s: cannot keep %s: %s", self.name, what, error, extra=about)
+        self.fail(disk_problem(f"{what} of {self.name}", error))

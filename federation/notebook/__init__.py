@@ -1,0 +1,1 @@
+"""The experimenter's side: connect to a director, submit, follow, take the model."""

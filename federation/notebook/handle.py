@@ -1,0 +1,380 @@
+"""The notebook's side: connect to a director, see the sites, submit an experiment, follow it, take the model.
+
+Mends, with the engine's file and line:
+
+- interface/interactive_api/experiment.py:467: zips the whole working folder of the notebook, data
+  and results included. Here an experiment ships its plan, its pickles and the source files of one package.
+- interface/interactive_api/experiment.py:262: also ships `pip freeze`. Here nothing is installed anywhere.
+- transport/grpc/director_client.py:358: every chunk of the archive carries the whole initial model. Here it travels
+  once.
+- experiment.py:731: a task's wrapper is pickled as compiled code, with paths of the notebook's machine. Here a task is
+  pickled by its name: what a site's owner reads is what runs, and the same submission has the same digest everywhere.
+- interface/interactive_api/experiment.py:195: metrics are only logged. Here they are values, and a failure is an
+  exception.
+- federated/plan/plan.py:529: a notebook that comes back gets a KeyError for its model. Here an experiment has a name.
+- federated/plan/plan.py:299: identical plans share an id. Here each experiment's plan is salted.
+"""
+
+import inspect
+import logging
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from openfl.federated import Plan
+from openfl.interface.interactive_api.experiment import FLExperiment, ModelInterface, TaskInterface
+from openfl.interface.interactive_api.federation import Federation as EngineFederation
+from openfl.protocols import base_pb2, director_pb2, director_pb2_grpc
+from openfl.protocols.interceptors import headers_adder
+from openfl.transport.grpc.director_client import DirectorClient
+
+from federation.errors import REFUSALS, ExperimentFailed, FederationError, SubmissionRefused
+from federation.logs import quieten_engine
+from federation.policy import RoundPolicy
+from federation.schedule import NOTICE, TASK_NAMES, RoundSchedule, finished_rounds
+from federation.settings import Certificates
+from federation.wire import archives
+from federation.wire.channels import CONNECT_SECONDS, CONNECTION_LOST, connect
+from federation.wire.models import CHUNK, Packed, Piece
+from federation.wire.transfer import fetch_trained
+from federation.wire.updates import Encoder
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.2
+"""Pause before a reader connects again: a proxy in front of a director that is away refuses at once."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a site measured.
+
+    `round` counts finished rounds of training: "train" and "validate_local" of the first round have 1, and
+    "validate_global" measures the averaged model after `round` rounds, 0 being the initial model. `site` is
+    "aggregator" for the mean over the sites, weighted by their numbers of utterances.
+    """
+
+    round: int
+    site: str
+    task: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Site:
+    """An envoy as the director sees it; `description` is what its shard descriptor tells of the data."""
+
+    name: str
+    online: bool
+    devices: tuple[str, ...]
+    description: str
+
+
+class FederationHandle:
+    """A connection to a director.
+
+    Raises:
+        FederationError: no director answers there, or it refuses the certificate.
+    """
+
+    def __init__(
+        self, host: str, port: int, certificates: Certificates | None = None, client_id: str = "experimenter"
+    ) -> None:
+        paths = certificates or Certificates()
+        try:
+            self._engine = EngineFederation(
+                client_id=client_id,
+                director_node_fqdn=host,
+                director_port=port,
+                tls=paths.tls,
+                cert_chain=paths.as_strings()["root_certificate"],
+                api_cert=paths.as_strings()["certificate"],
+                api_private_key=paths.as_strings()["private_key"],
+            )
+            self._engine.dir_client = _Client(f"{host}:{port}", paths, client_id)
+        except grpc.RpcError as error:
+            if error.code().name in REFUSALS:
+                raise FederationError(f"the director at {host}:{port} refuses: {error.details()}") from error
+            raise FederationError(
+                f"no director answers at {host}:{port} ({error.details()}); "
+                f"start one with director/start_director.sh, or give its host and port"
+            ) from error
+
+    def sites(self) -> list[Site]:
+        """Every envoy that has registered, sorted by name.
+
+        Raises:
+            FederationError: the director has gone, or refuses the certificate.
+        """
+        try:
+            registry = self._engine.get_shard_registry()
+        except grpc.RpcError as error:
+            raise FederationError(f"the director does not tell its sites: {error.details()}") from error
+        sites = []
+        for name, entry in sorted(registry.items()):
+            node = entry["shard_info"].node_info
+            devices = tuple(f"cuda:{device.index} {device.name}".strip() for device in node.cuda_devices)
+            sites.append(Site(name, entry["is_online"], devices or ("cpu",), entry["shard_info"].shard_description))
+        return sites
+
+    def wait_for_sites(self, count: int, timeout: float) -> list[Site]:
+        """The sites, as soon as `count` of them are online.
+
+        Raises:
+            FederationError: after `timeout` seconds; says who is there.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            online = self._online()
+            if len(online) >= count:
+                return online
+            if time.monotonic() > deadline:
+                names = ", ".join(site.name for site in online) or "none"
+                raise FederationError(
+                    f"{len(online)} of {count} sites are online after {timeout:.0f} s ({names}); "
+                    f"start the others with their start_envoy.sh"
+                )
+            time.sleep(0.2)
+
+    def submit(
+        self,
+        name: str,
+        *,
+        package: Path,
+        model: ModelInterface,
+        tasks: TaskInterface,
+        data: Any,
+        rounds: int,
+        best_metric: str,
+        keep_optimizer: bool,
+        policy: RoundPolicy | None = None,
+        update_format: str = "float32",
+    ) -> "ExperimentHandle":
+        """Send an experiment to the director.
+
+        Args:
+            name: its name, not used before on this director.
+            package: the folder of the Python package that travels to the sites: its `*.py` files only, and those of
+                folders within that are packages themselves.
+            model, tasks, data: the engine's interface objects, defined in that package.
+            rounds: rounds of training; a last validation follows.
+            best_metric: the metric of the aggregated validation by which the best model is chosen (larger is better).
+            keep_optimizer: whether each site keeps its optimizer state from round to round.
+            policy: when a round may close without some of the sites; None: never.
+            update_format: how sites send what they have trained; see `federation.wire.updates.FORMATS`.
+
+        Raises:
+            SubmissionRefused: the director says why.
+        """
+        try:
+            submission = _Submission(
+                self._engine,
+                name,
+                package,
+                policy or RoundPolicy(),
+                len(self._online()),
+                aggregator={"best_metric": best_metric},
+                collaborator={"update_format": Encoder(update_format).format},
+            )
+            with tempfile.TemporaryDirectory(prefix="submit-") as folder, chdir(folder):
+                submission.start(
+                    model_provider=model,
+                    task_keeper=tasks,
+                    data_loader=data,
+                    rounds_to_train=rounds + 1,
+                    task_assigner=RoundSchedule(rounds, tasks.get_registered_tasks()),
+                    opt_treatment="CONTINUE_LOCAL" if keep_optimizer else "RESET",
+                    device_assignment_policy="CUDA_PREFERRED",
+                )
+        except grpc.RpcError as error:
+            raise SubmissionRefused(str(error.details())) from error
+        except ValueError as error:
+            raise SubmissionRefused(str(error)) from error
+        return self.attach(name)
+
+    def attach(self, name: str) -> "ExperimentHandle":
+        """An experiment that this or another notebook has submitted."""
+        return ExperimentHandle(self._engine.dir_client, name)
+
+    def _online(self) -> list[Site]:
+        return [site for site in self.sites() if site.online]
+
+
+class _Client(DirectorClient):  # type: ignore[misc]
+    """The engine's client on a channel with this package's options; the initial model travels once, in chunks."""
+
+    def __init__(self, address: str, certificates: Certificates, client_id: str) -> None:
+        self.channel = connect(address, certificates)  # in plain mode the caller says its name itself
+        self.named_channel = grpc.intercept_channel(self.channel, headers_adder({"client_id": client_id}))
+        self.stub = director_pb2_grpc.DirectorStub(self.named_channel)
+
+    def set_new_experiment(self, name: str, col_names: Any, arch_path: str, initial_tensor_dict: Any) -> Any:
+        """Submit an experiment; gRPC's error says why the director refuses it."""
+        model = Packed({name: Piece.of(array) for name, array in initial_tensor_dict.items()})
+        return self.stub.SetNewExperiment(self._messages(name, list(col_names), Path(arch_path), model))
+
+    @staticmethod
+    def _messages(name: str, sites: list[str], archive: Path, model: Packed) -> Iterator[Any]:
+        def message(**content: Any) -> Any:
+            return director_pb2.ExperimentInfo(name=name, collaborator_names=sites, **content)
+
+        with archive.open("rb") as file:
+            while part := file.read(CHUNK):
+                yield message(experiment_data=director_pb2.ExperimentData(size=len(part), npbytes=part))
+        for part in model.chunks():
+            yield message(model_proto=base_pb2.ModelProto(tensors=[base_pb2.NamedTensor(data_bytes=part)]))
+
+
+class ExperimentHandle:
+    """An accepted experiment, by its name."""
+
+    def __init__(self, client: _Client, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def status(self) -> str:
+        """Where it stands: "pending, 1 before it", "in_progress", "finished", "failed", or "unknown".
+
+        "in_progress, waiting for approval at site1": the owner of site1 has not decided on the code yet.
+        """
+        return str(self._client.get_experiment_status(self.name).experiment_status or "unknown")
+
+    def metrics(self, reconnect_seconds: float = 120.0) -> Iterator[Metric]:
+        """Every metric from the first on, each once, as it arrives; ends with the experiment.
+
+        When the connection is lost, or the director is stopped, a warning is logged, and the metrics go on as soon as
+        the director answers again.
+
+        Args:
+            reconnect_seconds: how long to wait for a director that is out of reach, each time; 0 does not wait.
+
+        That a site waits for its owner, or is left out and why, is logged as a warning.
+
+        Raises:
+            ExperimentFailed: the experiment failed; names site, round and task and holds the remote traceback. Or
+                the director was out of reach for too long; the experiment may go on without this reader.
+        """
+        seen: set[tuple[int, str, str, str]] = set()
+        for line in self._lines(reconnect_seconds):
+            if line["task_name"] == NOTICE:
+                logger.warning("experiment %s: %s", self.name, line["metric_name"])
+                continue
+            task, done = line["task_name"], finished_rounds(line["task_name"], line["round"])
+            metric = Metric(done, line["metric_origin"], TASK_NAMES[task], line["metric_name"], line["metric_value"])
+            key = metric.round, metric.site, metric.task, metric.metric
+            if key not in seen:
+                seen.add(key)
+                yield metric
+
+    def best_weights(self) -> dict[str, np.ndarray]:
+        """The trained tensors that scored best in the aggregated validation."""
+        return self._weights("best", "was validated")
+
+    def last_weights(self) -> dict[str, np.ndarray]:
+        """The average after the last round of training."""
+        return self._weights("last", "has finished a round")
+
+    def cancel(self) -> None:
+        """End the experiment, whether it waits or runs; its readers are told."""
+        self._client.remove_experiment_data(self.name)
+
+    def _lines(self, reconnect_seconds: float) -> Iterator[dict[str, Any]]:
+        """What the director tells: after a lost connection again from the first line, and perhaps in another order."""
+        lost: float | None = None
+        while True:
+            started = time.monotonic()
+            try:
+                yield from self._client.stream_metrics(self.name)
+                return
+            except grpc.RpcError as error:
+                if error.code() not in CONNECTION_LOST:
+                    raise ExperimentFailed(error.details()) from None
+                reason = error.details()
+            now = time.monotonic()
+            if lost is None or now - started > CONNECT_SECONDS:  # it had been connected
+                lost = now
+                logger.warning(
+                    "experiment %s: the director is out of reach (%s); waiting up to %.0f s for it",
+                    self.name, reason, reconnect_seconds,
+                )  # fmt: skip
+            try:
+                grpc.channel_ready_future(self._client.channel).result(lost + reconnect_seconds - now)
+            except grpc.FutureTimeoutError:
+                raise ExperimentFailed(
+                    f"no word from the director for {reconnect_seconds:.0f} s in the middle of {self.name} ({reason}); "
+                    f"the sites go on, or wait for it: when it is back, attach({self.name!r}) follows the experiment"
+                ) from None
+            time.sleep(RETRY_SECONDS)
+
+    def _weights(self, kind: str, what: str) -> dict[str, np.ndarray]:
+        with tempfile.TemporaryDirectory(prefix="model-") as folder:
+            model = fetch_trained(self._client.named_channel, self.name, kind, Path(folder, "model.safetensors"))
+            if model is None:
+                raise FederationError(f"experiment {self.name} has no such model yet: none {what} ({self.status()})")
+            return dict(model)
+
+
+class _Submission(FLExperiment):  # type: ignore[misc]
+    """The engine's experiment, shipping one package instead of the working folder."""
+
+    def __init__(
+        self,
+        federation: EngineFederation,
+        name: str,
+        package: Path,
+        policy: RoundPolicy,
+        sites: int,
+        **settings: dict[str, str],
+    ) -> None:
+        self._package = package
+        self._policy, self._sites = policy, sites
+        self._settings = settings
+        quieten_engine()
+        super().__init__(federation, experiment_name=name)
+        self.is_validate_task_exist = True
+
+    def _initialize_plan(self) -> None:
+        with tempfile.TemporaryDirectory() as folder, chdir(folder):  # the engine makes folders where it stands
+            super()._initialize_plan()
+        config = self.plan.config
+        config["aggregator"]["template"] = "federation.director.aggregator.RoundAggregator"
+        config["collaborator"]["template"] = "federation.site.collaborator.Collaborator"
+        for part, settings in self._settings.items():
+            config[part]["settings"] |= settings
+        if self._sites:  # the director refuses an experiment without any
+            self._policy.add_to(config, self._sites)
+        config["network"]["settings"] |= {"hash_salt": uuid.uuid4().hex, "agg_port": 0}
+
+    def prepare_workspace_distribution(
+        self, model_provider: Any, task_keeper: Any, data_loader: Any, task_assigner: Any, pip_install_options: Any = ()
+    ) -> None:
+        """Pack the plan, the pickled interface objects and the package's source files.
+
+        Raises:
+            ArchiveRefused: one of them may not travel; says which and why.
+        """
+        tasks = copy(task_keeper)
+        tasks.task_registry = {name: _unwrapped(task) for name, task in task_keeper.task_registry.items()}
+        Path("workspace/plan").mkdir(parents=True)
+        with chdir("workspace"):
+            self._serialize_interface_objects(model_provider, tasks, data_loader, task_assigner)
+            Plan.dump(Path("plan", self.plan.name), self.plan.config)
+            files = {name: Path(name).read_bytes() for name in (archives.PLAN, *archives.PICKLES)}
+        archive = Path("experiment.zip").absolute()
+        archives.pack(files | archives.sources(self._package), archive)
+        self.arch_path = str(archive)
+
+
+def _unwrapped(task: Callable[..., Any]) -> Callable[..., Any]:
+    """The task itself, out of the function that the engine wraps around it."""
+    inner: Callable[..., Any] = inspect.getclosurevars(task).nonlocals.get("training_method", task)
+    return inner

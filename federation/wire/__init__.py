@@ -1,0 +1,1 @@
+"""What both ends share: connections, and the forms in which models, updates, archives and names travel."""

@@ -1,0 +1,288 @@
+"""How models travel: one stream of a safetensors file each way, beside the engine's services on the same port.
+
+The engine asks for each tensor by a call of its own (component/collaborator/collaborator.py:428) and sends all tensors
+of a task as one message that must fit into memory several times over (transport/grpc/aggregator_client.py:485). Here a
+model is streamed from disk to disk in chunks, and a transfer that was cut goes on where it stopped.
+
+Four calls, with a line of JSON (`Address`) as the first message of the caller:
+
+- Round: the model that a round starts with, to a site.
+- Update: what a site has trained, to the aggregator. Received: how many bytes of it have arrived.
+- Trained: the best or the last model, to a notebook.
+"""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from federation.errors import FederationError
+from federation.wire.channels import CONNECTION_LOST
+from federation.wire.models import ModelFile, ModelParts, Packed
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "federation.Models"
+
+GIVE_UP_AFTER = 600.0
+"""Seconds without any connection after which a site or a notebook gives up."""
+
+
+class RoundOver(FederationError):
+    """The round that a site works on has been closed without it."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Which model a call is about, and where a transfer goes on.
+
+    federation: the id of the experiment's federation. round: the engine's number of a round. held: the round whose
+    model the site still has, or -1. upload: an id of the very bytes that are sent. offset, size: in bytes.
+    experiment, kind: for a notebook, a name, and "best" or "last".
+    """
+
+    federation: str = ""
+    site: str = ""
+    round: int = 0
+    held: int = -1
+    upload: str = ""
+    offset: int = 0
+    size: int = 0
+    experiment: str = ""
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not type(getattr(Address, name)):
+                raise ValueError(f"{name} is {value!r:.100}")
+        if self.offset < 0:
+            raise ValueError(f"offset is {self.offset}; at least 0")
+        if self.upload and not (self.upload.isalnum() and self.upload.isascii() and len(self.upload) <= 64):
+            raise ValueError("upload is not an id")
+
+    def to_bytes(self) -> bytes:
+        """One line of JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Address":
+        """The address in a message.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            return cls(**json.loads(content))
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"not an address: {error}") from None
+
+
+class ModelServer:
+    """The director's side of the four calls.
+
+    Args:
+        aggregator_of: the aggregator with a federation id, or None.
+        trained: the file of an experiment's best or last model, for a caller; None when there is none.
+        caller: the name in the certificate behind a call, or None in plain mode.
+        heard: told which site has sent a message.
+    """
+
+    def __init__(
+        self,
+        aggregator_of: Callable[[str], Any],
+        trained: Callable[[str, str, Any], ModelFile | None],
+        caller: Callable[[Any], str | None],
+        heard: Callable[[str], None] = lambda site: None,
+    ) -> None:
+        self._aggregator_of, self._trained, self._caller, self._heard = aggregator_of, trained, caller, heard
+
+    def add_to(self, server: Any) -> None:
+        """Serve the calls on a gRPC server."""
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self.methods()),))
+
+    def methods(self) -> dict[str, Any]:
+        """The calls by name; bytes in, bytes out."""
+        return {
+            "Round": grpc.unary_stream_rpc_method_handler(self.round),
+            "Update": grpc.stream_unary_rpc_method_handler(self.update),
+            "Received": grpc.unary_unary_rpc_method_handler(self.received),
+            "Trained": grpc.unary_stream_rpc_method_handler(self.trained),
+        }
+
+    def round(self, request: bytes, context: Any) -> Iterator[bytes]:
+        """The model of the current round, without the tensors that the site still has."""
+        address, aggregator = self._find(request, context)
+        yield from _or_abort(context, lambda: aggregator.model_for(address.round, address.held, address.offset))
+
+    def update(self, messages: Iterator[bytes], context: Any) -> bytes:
+        """Keep what a site has trained."""
+        address, aggregator = self._find(next(messages, b""), context)
+        _or_abort(context, lambda: aggregator.receive(address, self._listen(address.site, messages)))
+        return b""
+
+    def received(self, request: bytes, context: Any) -> bytes:
+        """How many bytes of an update have arrived, as text."""
+        address, aggregator = self._find(request, context)
+        return str(_or_abort(context, lambda: aggregator.received(address))).encode()
+
+    def trained(self, request: bytes, context: Any) -> Iterator[bytes]:
+        """The best or the last model of an experiment."""
+        address = _or_abort(context, lambda: Address.from_bytes(request))
+        model = self._trained(address.experiment, address.kind, context)
+        if model is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "there is no such model yet")
+        else:
+            yield from model.chunks()
+
+    def _find(self, message: bytes, context: Any) -> tuple[Address, Any]:
+        address = _or_abort(context, lambda: Address.from_bytes(message))
+        name = self._caller(context)
+        if name is not None and name != address.site:
+            reason = f"this certificate is for {name!r}, not for {address.site!r}; use the site's own certificate"
+            logger.warning("refused: name %s: %s", name, reason)
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
+        aggregator = self._aggregator_of(address.federation)
+        if aggregator is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "this director runs no such experiment")
+        if address.site not in aggregator.sites:
+            context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, f"site {address.site!r:.100} has no part in this experiment"
+            )
+        self._heard(address.site)
+        return address, aggregator
+
+    def _listen(self, site: str, messages: Iterator[bytes]) -> Iterator[bytes]:
+        for message in messages:
+            self._heard(site)  # a site on a slow line may send one model for minutes
+            yield message
+
+
+def _or_abort(context: Any, work: Callable[[], Any]) -> Any:
+    """The work's result, or the end of the call with a status that says who has to act."""
+    try:
+        return work()
+    except RoundOver as error:
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except ValueError as error:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except OSError as error:
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the director cannot keep it: {error}")
+
+
+class SiteTransfers:
+    """A site's side: models of rounds into a folder, updates to the aggregator; each goes on where it was cut."""
+
+    def __init__(self, channel: grpc.Channel, federation: str, site: str, folder: Path) -> None:
+        self._round = channel.unary_stream(f"/{SERVICE}/Round")
+        self._update = channel.stream_unary(f"/{SERVICE}/Update")
+        self._received = channel.unary_unary(f"/{SERVICE}/Received")
+        self._address = Address(federation=federation, site=site)
+        self._folder = folder
+        self._model = ModelParts({})
+        self._held = -1
+
+    def model(self, round_number: int) -> ModelParts:
+        """The model that a round starts with; fetched once.
+
+        Raises:
+            RoundOver: the round has been closed.
+            FederationError: the director refuses, or is gone for `GIVE_UP_AFTER` seconds.
+        """
+        if round_number != self._held:
+            path = self._folder / f"round-{round_number}.safetensors"
+            path.unlink(missing_ok=True)
+            with path.open("ab") as file:
+
+                def fetch() -> None:
+                    address = self._about(round=round_number, held=self._held, offset=file.tell())
+                    for chunk in self._round(address.to_bytes()):
+                        file.write(chunk)
+
+                keep_trying(fetch, progress=file.tell)
+            received = ModelFile(path)
+            unchanged = json.loads(received.metadata.get("unchanged", "[]"))
+            before = self._model
+            self._model = ModelParts(dict.fromkeys(received, received) | {n: before.files[n] for n in unchanged})
+            for path in before.paths() - self._model.paths():
+                path.unlink(missing_ok=True)
+            self._held = round_number
+        return self._model
+
+    def send(self, round_number: int, packed: Packed) -> None:
+        """Send what was trained in a round.
+
+        Raises:
+            RoundOver: the round has been closed.
+            FederationError: the director refuses it, or is gone for `GIVE_UP_AFTER` seconds.
+        """
+        address = self._about(round=round_number, upload=uuid.uuid4().hex, size=packed.size)
+        arrived = 0
+
+        def send() -> None:
+            nonlocal arrived
+            arrived = int(self._received(address.to_bytes()))
+            self._update(self._messages(replace(address, offset=arrived), packed))
+
+        keep_trying(send, progress=lambda: arrived)
+
+    def _about(self, **values: Any) -> Address:
+        return replace(self._address, **values)
+
+    @staticmethod
+    def _messages(address: Address, packed: Packed) -> Iterator[bytes]:
+        yield address.to_bytes()
+        yield from packed.chunks(address.offset)
+
+
+def fetch_trained(channel: grpc.Channel, experiment: str, kind: str, path: Path) -> ModelFile | None:
+    """The best or the last model of an experiment as the file `path`; None when there is none yet."""
+    call = channel.unary_stream(f"/{SERVICE}/Trained")
+
+    def fetch() -> bool:
+        try:
+            with path.open("wb") as file:
+                for chunk in call(Address(experiment=experiment, kind=kind).to_bytes()):
+                    file.write(chunk)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return False
+            raise
+        return True
+
+    return ModelFile(path) if keep_trying(fetch, give_up_after=10.0) else None
+
+
+def keep_trying(
+    attempt: Callable[[], Any], progress: Callable[[], int] = lambda: 0, give_up_after: float = GIVE_UP_AFTER
+) -> Any:
+    """Make a call, again every second while the connection is down.
+
+    progress: bytes that have arrived so far; as long as they grow, nobody gives up.
+
+    Raises:
+        RoundOver: the aggregator says so.
+        FederationError: any other answer, or no connection for `give_up_after` seconds.
+    """
+    lost_since: float | None = None
+    reached = progress()
+    while True:
+        try:
+            return attempt()
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                raise RoundOver(error.details()) from None
+            now = time.monotonic()
+            if progress() > reached:
+                reached, lost_since = progress(), None
+            if error.code() not in CONNECTION_LOST or (lost_since and now > lost_since + give_up_after):
+                raise FederationError(f"the director answered: {error.details()}") from error
+            if lost_since is None:
+                lost_since = now
+                logger.warning("the director is out of reach (%s); trying again", error.details())
+            time.sleep(1.0)

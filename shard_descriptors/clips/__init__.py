@@ -1,0 +1,1 @@
+"""Sound: from a file to a clip of fixed length, decoded once and kept."""

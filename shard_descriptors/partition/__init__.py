@@ -1,0 +1,1 @@
+"""Who holds what: the `contract`, a file for each scheme, `schemes` to list them, and the `report`."""

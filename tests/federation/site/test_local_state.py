@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from federation.site.local_state import LocalState, state_folder
+
+
+def save(state: LocalState, *rounds: int) -> None:
+    for number in rounds:
+        state.save(number, lambda path, number=number: path.write_text(f"after {number}"))
+
+
+def test_the_state_of_the_last_two_rounds_is_kept(tmp_path: Path) -> None:
+    state = LocalState(tmp_path)
+    assert state.before(5) is None
+    save(state, 8, 9, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10.state", "9.state"]
+    assert state.before(9) is None
+    assert [state.before(number).read_text() for number in (10, 11, 30)] == ["after 9", "after 10", "after 10"]
+
+
+def test_a_round_that_is_trained_again_forgets_what_came_after(tmp_path: Path) -> None:
+    state = LocalState(tmp_path)
+    save(state, 3, 4)
+    save(state, 3)
+    assert state.before(9).read_text() == "after 3"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_state_is_whole_or_not_there(tmp_path: Path) -> None:
+    state = LocalState(tmp_path)
+    save(state, 1)
+
+    def half(path: Path) -> None:
+        path.write_text("ha")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        state.save(2, half)
+    assert [path.name for path in tmp_path.iterdir()] == ["1.state"]
+
+
+def test_a_site_keeps_the_state_of_one_experiment(tmp_path: Path) -> None:
+    first, other_site = state_folder(tmp_path, "a", b"one"), state_folder(tmp_path, "b", b"one")
+    save(LocalState(first), 0)
+    assert state_folder(tmp_path, "a", b"one") == first
+    assert LocalState(first).before(1) is not None
+    second = state_folder(tmp_path, "a", b"two")
+    assert list((tmp_path / "a").iterdir()) == [second]
+    assert other_site.is_dir()

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from federation.wire.models import CHUNK, ModelFile, Packed, Piece, save
+
+SHAPES = st.dictionaries(
+    st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
+    st.lists(st.integers(0, 5), max_size=3).map(tuple),
+    max_size=6,
+)
+
+
+def model(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return {
+        name: np.random.default_rng(number).random(shape, np.float32)
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+
+
+@given(SHAPES)
+def test_what_is_saved_is_read_here_and_by_the_library(tmp_path_factory: pytest.TempPathFactory, shapes: dict) -> None:
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    wanted = model(shapes)
+    file = save(path, wanted)
+    for found in (file, load_file(path)):
+        assert found.keys() == wanted.keys()
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array)
+    assert file.shapes == {name: array.shape for name, array in wanted.items()}
+
+
+@given(SHAPES, st.data())
+def test_a_stream_may_go_on_anywhere(
+    tmp_path_factory: pytest.TempPathFactory, shapes: dict, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("model")
+    file = save(folder / "m.safetensors", model(shapes))
+    without = data.draw(st.sets(st.sampled_from(sorted(shapes)))) if shapes else set()
+    whole = b"".join(file.chunks(without=without, metadata={"a": "b"}))
+    offset = data.draw(st.integers(0, len(whole)))
+    assert b"".join(file.chunks(offset, without, {"a": "b"})) == whole[offset:]
+    (folder / "part").write_bytes(whole)
+    part = ModelFile(folder / "part")
+    assert set(part) == set(shapes) - without
+    assert all(np.array_equal(part[name], file[name]) for name in part)
+    packed = Packed({name: Piece.of(file[name]) for name in part}, {"a": "b"})
+    assert packed.size == len(whole)
+    assert b"".join(packed.chunks(offset)) == whole[offset:]
+
+
+def test_chunks_are_large_and_bounded(tmp_path: Path) -> None:
+    arrays = {str(number): np.ones(size, np.float32) for number, size in enumerate([10] * 200 + [CHUNK, 3])}
+    packed = Packed({name: Piece.of(array) for name, array in arrays.items()})
+    sizes = [len(chunk) for chunk in packed.chunks()]
+    assert sum(sizes) == packed.size
+    assert max(sizes) == CHUNK
+    assert len(sizes) == -(-packed.size // CHUNK)
+    file = save(tmp_path / "m", arrays)
+    assert max(len(chunk) for chunk in file.chunks()) == CHUNK
+
+
+def test_a_file_that_is_deleted_is_sent_to_its_end(tmp_path: Path) -> None:
+    file = save(tmp_path / "m", model({"a": (4, 4)}))
+    whole = file.path.read_bytes()
+    chunks = file.chunks()
+    file.path.unlink()
+    assert b"".join(chunks) == whole
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(ValueError, match="empty is not a safetensors file"):
+        ModelFile(tmp_path / "empty")
+    save_file({"a": np.zeros(2, np.int64)}, tmp_path / "integers")
+    with pytest.raises(ValueError, match="a is of type I64; allowed: F32, F16, BF16, I8"):
+        ModelFile(tmp_path / "integers")

@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation.wire.models import BLOCK, ModelFile, Packed, save
+from federation.wire.updates import FORMATS, Encoder, Update, average
+
+
+def write(path: Path, packed: Packed) -> Path:
+    path.write_bytes(b"".join(packed.chunks()))
+    return path
+
+
+def random(seed: int, size: int = 1000) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"a": rng.normal(size=(size, 2)).astype(np.float32), "b": rng.normal(size=()).astype(np.float32)}
+
+
+def whole(update: Update, name: str, model: ModelFile) -> np.ndarray:
+    return update.read(name, slice(0, model[name].size)).reshape(model[name].shape)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_the_average_is_numpys(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int) -> None:
+    folder = tmp_path_factory.mktemp("updates")
+    model = save(folder / "model", random(seed))
+    trained = [random(seed + 1 + number) for number in range(len(sizes))]
+    updates = [Update(write(folder / f"{n}", Encoder().encode(each, model)), model) for n, each in enumerate(trained)]
+    weights = [size / sum(sizes) for size in sizes]
+    assert average(folder / "next", model, updates, weights) == frozenset()
+    for name in model:
+        wanted = np.average([each[name] for each in trained], axis=0, weights=weights)
+        np.testing.assert_allclose(ModelFile(folder / "next")[name], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_an_average_of_several_blocks(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", random(0, BLOCK + 3))
+    trained = [random(1, BLOCK + 3), random(2, BLOCK + 3)]
+    updates = [Update(write(tmp_path / f"{n}", Encoder().encode(each, model)), model) for n, each in enumerate(trained)]
+    average(tmp_path / "next", model, updates, [0.5, 0.5])
+    wanted = (trained[0]["a"] + trained[1]["a"]) / 2
+    np.testing.assert_allclose(ModelFile(tmp_path / "next")["a"], wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_a_rule_sees_whole_tensors(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", random(0))
+    trained = [random(1), random(2)]
+    updates = [Update(write(tmp_path / f"{n}", Encoder().encode(each, model)), model) for n, each in enumerate(trained)]
+    average(tmp_path / "next", model, updates, [0.5, 0.5], lambda name, arrays, weights: np.maximum(*arrays))
+    for name in model:
+        np.testing.assert_array_equal(
+            ModelFile(tmp_path / "next")[name], np.maximum(trained[0][name], trained[1][name])
+        )
+
+
+def test_what_has_not_changed_is_only_named(tmp_path: Path) -> None:
+    start = random(0)
+    model = save(tmp_path / "model", start)
+    one = Update(write(tmp_path / "one", Encoder().encode({**start, "b": start["b"] + 1}, model)), model)
+    two = Update(write(tmp_path / "two", Encoder().encode(start, model)), model)
+    assert (one.unchanged, two.unchanged) == ({"a"}, {"a", "b"})
+    assert (tmp_path / "one").stat().st_size < 200
+    assert average(tmp_path / "next", model, [one, two], [0.5, 0.5]) == {"a"}
+    np.testing.assert_array_equal(ModelFile(tmp_path / "next")["a"], start["a"])
+    np.testing.assert_allclose(ModelFile(tmp_path / "next")["b"], start["b"] + 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("form", "share", "error"), [("float16", 2, 1e-3), ("bfloat16", 2, 1e-2), ("int8", 4, 1e-2)])
+def test_fewer_bits_lose_little_and_are_made_up_for(form: str, share: int, error: float, tmp_path: Path) -> None:
+    start = random(0)
+    model = save(tmp_path / "model", start)
+    encoder = Encoder(form)
+    step = random(1)
+    total = dict.fromkeys(start, np.float64(0))
+    for number in range(20):  # the same step again and again: without feedback, so would be the error
+        packed = encoder.encode({name: start[name] + step[name] for name in start}, model)
+        update = Update(write(tmp_path / f"{number}", packed), model)
+        got = {name: whole(update, name, model) - start[name] for name in start}
+        assert np.abs(got["a"] - step["a"]).max() <= 2 * error * np.abs(step["a"]).max()
+        total = {name: total[name] + got[name] for name in start}
+    assert packed.size < start["a"].nbytes / share + 500
+    drift = np.abs(total["a"] / 20 - step["a"]).max()
+    assert drift <= error * np.abs(step["a"]).max() / 5
+
+
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=50))
+def test_bfloat16_is_torchs(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
+    folder = tmp_path_factory.mktemp("bf16")
+    model = save(folder / "model", {"a": np.zeros(len(values), np.float32)})
+    trained = {"a": np.array(values, np.float32)}
+    update = Update(write(folder / "update", Encoder("bfloat16").encode(trained, model)), model)
+    wanted = torch.from_numpy(trained["a"]).to(torch.bfloat16).to(torch.float32).numpy()
+    np.testing.assert_array_equal(whole(update, "a", model), wanted)
+
+
+def test_a_format_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match=f"update_format: 'int4'; allowed: {', '.join(FORMATS)}"):
+        Encoder("int4")
+
+
+def test_training_that_makes_other_tensors(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", random(0))
+    with pytest.raises(ValueError, match=r"not the model's; they differ in \['a'\]"):
+        Encoder().encode({**random(0), "a": np.zeros(3, np.float32)}, model)
+
+
+def test_scales_that_are_missing(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", random(0))
+    packed = b"".join(Encoder("int8").encode(random(1), model).chunks()).replace(b"scales", b"scalez")
+    (tmp_path / "update").write_bytes(packed)
+    with pytest.raises(ValueError, match="type I8 has no scale"):
+        Update(tmp_path / "update", model)

@@ -1,0 +1,117 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from small_network import plain, small_recipe
+
+from kws.config import ExperimentConfig, ModelRecipe
+from kws.model import ModelError, build_model, load_weights
+from kws.training import evaluate
+from lab.baselines import train_baselines
+from lab.records import Run
+from lab.simulation import federated_averaging
+from lab.tables import alone
+from shard_descriptors.clips.clip_set import ClipSet
+from shard_descriptors.corpus import SUPERB_KS
+from shard_descriptors.partition.contract import assign, shard_of
+from shard_descriptors.partition.schemes import Speakers
+from shard_descriptors.sources.speech_commands import load
+from shard_descriptors.utterances import Utterance
+
+NAMES = ["pooled", "envoy alone", "envoy_two alone"]
+
+
+def shards_of(corpus: Path) -> tuple[dict[str, tuple[int, list[Utterance]]], ClipSet]:
+    utterances = load(corpus).utterances
+    assigned = assign(utterances, Speakers(), 2, 0)
+    shards = {
+        site: (number, [u for u in shard_of(utterances, assigned, number) if u.split == "train"])
+        for number, site in enumerate(("envoy", "envoy_two"), start=1)
+    }
+    return shards, ClipSet([u for u in utterances if u.split == "test"])
+
+
+def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path: Path) -> None:
+    shards, test = shards_of(tiny_corpus)
+    config = ExperimentConfig(small_recipe(tmp_path / "model"), plain(rounds=2, batch_size=32))
+    run = Run.create(tmp_path)
+    environment = dict(os.environ)
+    evaluations = train_baselines(config, shards, test, run, cores=1)
+
+    assert list(evaluations) == NAMES
+    assert alone("envoy") == "envoy alone"
+    truth = test.labels
+    for evaluation in evaluations.values():
+        assert np.array_equal(evaluation.labels, truth)
+    lines = run.metrics()
+    assert set(zip(lines["site"], lines["round"], strict=True)) == {(name, n) for name in NAMES for n in (1, 2)}
+    assert set(lines["metric"]) == {"loss", "accuracy"}
+    workers = [child.cmdline() for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
+    assert not [command for command in workers if any("spawn_main" in part for part in command)]
+    assert dict(os.environ) == environment
+
+    # The pooled model is the simulation with one site that holds everything.
+    everything = ClipSet([u for _, own in shards.values() for u in own])
+    model = build_model(config.model, config.training.seed, SUPERB_KS)
+    load_weights(model, federated_averaging(config, {"pooled": (0, everything)}, lambda *_: None))
+    assert evaluate(model, test).scalars() == pytest.approx(evaluations["pooled"].scalars(), rel=1e-4)
+
+
+def test_an_error_in_a_worker_reaches_the_caller(tiny_corpus: Path, tmp_path: Path) -> None:
+    shards, test = shards_of(tiny_corpus)
+    config = ExperimentConfig(ModelRecipe(str(tmp_path)), plain())
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        train_baselines(config, shards, test, Run.create(tmp_path / "runs"), cores=1)
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from lab.baselines import train_baselines
+from kws.config import ExperimentConfig, ModelRecipe, Training
+from lab.records import Run
+from shard_descriptors.clips.clip_set import ClipSet
+from shard_descriptors.sources.speech_commands import load
+
+if __name__ == "__main__":
+    corpus, model, run = sys.argv[1:]
+    utterances = load(Path(corpus)).utterances
+    train = [u for u in utterances if u.split == "train"]
+    config = ExperimentConfig(ModelRecipe(model), Training(rounds=100_000))
+    train_baselines(config, {"envoy": (1, train)}, ClipSet(utterances[:1]), Run(Path(run)), cores=1)
+"""
+
+
+def test_no_worker_outlives_a_killed_parent(tiny_corpus: Path, tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    model = small_recipe(tmp_path / "model").name
+    run = Run.create(tmp_path / "runs")
+    with (tmp_path / "log").open("w") as log:
+        parent = subprocess.Popen(
+            [sys.executable, str(script), str(tiny_corpus), model, str(run.folder)], stdout=log, stderr=log
+        )
+    children: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 60
+        while run.metrics().empty:  # until a worker trains
+            assert parent.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert children, "the training runs in a process of its own"
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        _, left = psutil.wait_procs(children, timeout=10)
+        assert not left
+    finally:
+        for process in (child for child in children if child.is_running()):
+            process.kill()
+        parent.kill()
+        parent.wait()

@@ -1,5 +1,0 @@
-"""`python -m kws`: see `kws.cli`."""
-
-from kws.cli import app
-
-app()

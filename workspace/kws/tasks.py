@@ -1,0 +1,120 @@
+"""What OpenFL runs at a site: translates between its interfaces and `kws.training`, decides nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from openfl.interface.interactive_api.experiment import DataInterface, ModelInterface, TaskInterface
+from openfl.plugins.frameworks_adapters.framework_adapter_interface import FrameworkAdapterPluginInterface
+
+from kws.config import ExperimentConfig
+from kws.model import Classifier, build_model, load_weights, trained_tensors
+from kws.training import build_optimizer, evaluate, train_round
+from shard_descriptors.corpus import ClipFormat
+
+
+class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
+    """Between OpenFL's dictionaries and the model: only what is trained travels, never optimizer state.
+
+    The engine asks for the optimizer's state whatever is to become of it (federated/task/task_runner.py:52), and
+    its own adapter for PyTorch gives it: with AdamW three times the bytes.
+    """
+
+    @staticmethod
+    def get_tensor_dict(model: Classifier, optimizer: Any = None) -> dict[str, np.ndarray]:
+        """The trained tensors by name; not copied, since they are sent before the model changes again."""
+        return trained_tensors(model)
+
+    @staticmethod
+    def set_tensor_dict(
+        model: Classifier, tensor_dict: dict[str, np.ndarray], optimizer: Any = None, device: str = "cpu"
+    ) -> None:
+        """Put the trained tensors into the model and the model onto the device."""
+        load_weights(model.to(device), tensor_dict)
+
+    @staticmethod
+    def save_local_state(model: Classifier, optimizer: torch.optim.Optimizer, path: Path) -> None:
+        """Write the optimizer's moments, which stay on the site (`federation.site.local_state`)."""
+        torch.save(optimizer.state_dict(), path)
+
+    @staticmethod
+    def load_local_state(model: Classifier, optimizer: torch.optim.Optimizer, path: Path, device: str = "cpu") -> None:
+        """Go on with these moments; they go to where the model is, as the optimizer keeps them."""
+        model.to(device)
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+class ClassifierProvider(ModelInterface):  # type: ignore[misc]
+    """The recipe of the model; the model itself is built where it is used (a Wav2Vec2 module cannot be pickled)."""
+
+    def __init__(self, config: ExperimentConfig, form: ClipFormat) -> None:
+        super().__init__(model=None, optimizer=None, framework_plugin="kws.tasks.TrainedTensors")
+        self.config, self.format = config, form
+        self.model: Classifier | None = None
+
+    def provide_model(self) -> Classifier:
+        """The one model of this process."""
+        if self.model is None:
+            self.model = build_model(self.config.model, self.config.training.seed, self.format)
+        return self.model
+
+    def provide_optimizer(self) -> Any:
+        """A fresh optimizer for the model."""
+        return build_optimizer(self.provide_model(), self.config.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"model": None}
+
+
+class ShardData(DataInterface):  # type: ignore[misc]
+    """A site's training and validation clips."""
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def shard_descriptor(self) -> Any:
+        """The site's shard descriptor; set by the envoy."""
+        return self._shard_descriptor
+
+    @shard_descriptor.setter
+    def shard_descriptor(self, descriptor: Any) -> None:
+        self._shard_descriptor = descriptor
+        self.shard = descriptor.number
+        self.train_clips = descriptor.get_dataset("train")
+        self.validation_clips = descriptor.get_dataset("validation")
+
+    def get_train_loader(self, **_: Any) -> "ShardData":
+        """What the training task reads."""
+        return self
+
+    def get_valid_loader(self, **_: Any) -> "ShardData":
+        """What the validation tasks read."""
+        return self
+
+    def get_train_data_size(self) -> int:
+        """The site's weight in the average of the models."""
+        return len(self.train_clips)
+
+    def get_valid_data_size(self) -> int:
+        """The site's weight in the average of the validation metrics."""
+        return len(self.validation_clips)
+
+
+TASKS = TaskInterface()
+
+
+@TASKS.register_fl_task(
+    model="model", data_loader="data", device="device", optimizer="optimizer", round_num="rounds_done"
+)  # type: ignore[untyped-decorator]
+def train(model: Classifier, data: ShardData, device: str, optimizer: Any, rounds_done: int) -> dict[str, float]:
+    """One round of local training."""
+    return train_round(model, optimizer, data.train_clips, data.config.training, rounds_done, data.shard)
+
+
+@TASKS.register_fl_task(model="model", data_loader="data", device="device")  # type: ignore[untyped-decorator]
+def validate(model: Classifier, data: ShardData, device: str) -> dict[str, float]:
+    """Validation on the site's own validation speakers."""
+    return evaluate(model, data.validation_clips).scalars()

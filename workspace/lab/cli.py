@@ -1,0 +1,110 @@
+"""The command line: `kws --help` inside the environment, or `python -m lab`."""
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def demo(
+    change: Annotated[
+        list[str] | None, typer.Option(help="A changed value of the experiment, e.g. training.rounds=5; repeatable.")
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Also train on pooled data and at each site alone.", envvar="BASELINES")
+    ] = True,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default: the time.")] = None,
+) -> None:
+    """Run a whole federation on this machine: director, two envoys, notebook, trained model."""
+    from kws.config import ConfigError, ExperimentConfig, changed
+    from lab.demo import run_demo
+
+    try:
+        changed(ExperimentConfig(), change or [])
+        status = run_demo(change or [], baselines, name)
+    except (ConfigError, ValueError, OSError) as error:
+        typer.echo(f"kws: {error}", err=True)
+        status = 2
+    raise typer.Exit(status)
+
+
+@app.command()
+def add_site(
+    name: Annotated[str, typer.Argument(help="The new site's name and folder, e.g. envoy_three.")] = "envoy_three",
+) -> None:
+    """Make the folder of one more site: its YAML and its start script."""
+    from lab.sites import SiteError, add_site
+
+    try:
+        typer.echo(add_site(name))
+    except SiteError as error:
+        typer.echo(f"kws: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def partition(
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="speakers, clients, quantity, column, dirichlet, pathological, iid or own.", show_default="speakers"
+        ),
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Number of shards.", show_default="2, or what the data says")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the partition.", show_default="0")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A setting of the scheme, e.g. alpha=0.3; repeatable.")
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option(help="An envoy.yaml whose settings hold unless others are given.", dir_okay=False)
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where recordings come from.", show_default="speech_commands")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where they lie; default for speech_commands: $DATA, else synthetic speech.")
+    ] = None,
+    setting: Annotated[list[str] | None, typer.Option(help="A setting of the source; repeatable.")] = None,
+    split: Annotated[str, typer.Option(help="The split to show: train, validation or test.")] = "train",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, all splits.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it, into this file.", dir_okay=False)] = None,
+) -> None:
+    """Show who would hold what: utterances, speakers and labels of each shard, and how much the shards differ."""
+    from lab.partitions import as_text, make_preview, values
+
+    try:
+        chosen = {"scheme": scheme or "speakers", **values(option or [])} if scheme or option else None
+        shown = make_preview(site, chosen, source=source, data_path=data, of=shards, seed=seed, **values(setting or []))
+        typer.echo(dumps(shown, indent=2) if json else as_text(shown, split))
+        if plot:
+            from shard_descriptors.partition.report import plot_shards
+
+            plot_shards(shown["shards"], split)[0].savefig(plot)
+    except (ValueError, OSError) as error:
+        typer.echo(f"kws: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def corpus(
+    download: Annotated[
+        bool,
+        typer.Option(help="Get the official archives first, as DATA=download does: 1.6 GB, and 4 GB of disk."),
+    ] = False,
+) -> None:
+    """Print where the corpus lies and what it holds; synthetic speech, or tarballs in DATA, are made ready first."""
+    from shard_descriptors.sources.registry import DOWNLOAD, resolve_corpus
+    from shard_descriptors.sources.speech_commands import describe
+
+    try:
+        root = resolve_corpus(DOWNLOAD if download else None)
+        typer.echo(f"{root}\n{describe(root)}")
+    except (ValueError, OSError) as error:
+        typer.echo(f"kws: {error}", err=True)
+        raise typer.Exit(2) from None
