@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all that a newcomer needs; both set up .venv first, once.
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-all bench clean
 .SUFFIXES:
 
 READY := .venv/ready
@@ -8,11 +8,12 @@ PY := .venv/bin/python
 demo: $(READY)  ## a whole federation on this machine; DATA=folder for real recordings, BASELINES=0 to leave them out
 	@.venv/bin/kws demo
 
-test: $(READY)  ## lint, types and every test
-	$(PY) -m ruff format --check .
-	$(PY) -m ruff check .
-	$(PY) -m mypy
-	$(PY) -m pytest
+CHECK = $(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy && $(PY) -m pytest
+test: $(READY)  ## lint, types and every test but those at true scale
+	$(CHECK) -m "not slow"
+
+test-all: $(READY)  ## lint, types and every test
+	$(CHECK)
 
 bench: $(READY)  ## what a federation costs, beside Flower, NVIDIA FLARE, stock OpenFL and the limit; see docs/benchmarks.md
 	@$(PY) benchmarks all

@@ -12,6 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from typer.testing import CliRunner
 
 from federation import authority as certificates
+from federation import certificates as command
 from federation.errors import FederationError
 
 
@@ -204,7 +205,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     folder = str(tmp_path / "authority")
 
     def run(*arguments: str) -> str:
-        done = CliRunner().invoke(certificates.app, arguments)
+        done = CliRunner().invoke(command.app, arguments)
         assert done.exit_code == 0, done.output
         return done.output
 
@@ -225,6 +226,6 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     ]
     monkeypatch.setattr("sys.argv", ["certificates", "issue", folder, "boss", "site2"])
     with pytest.raises(SystemExit) as leaving:
-        certificates.main()
+        command.main()
     assert leaving.value.code == 2
     assert "role: 'boss'; allowed:" in capsys.readouterr().err

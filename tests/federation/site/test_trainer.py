@@ -11,7 +11,7 @@ from toy.experiment import TASKS, Numbers, VectorModel
 
 from federation.site.trainer import FAILURE_FILE, TrainerTask
 
-TOYS = Path(__file__).resolve().parents[1] / "end_to_end"
+TOYS = Path(__file__).resolve().parents[2] / "end_to_end"
 
 
 def test_a_collaborator_that_keeps_no_log_is_refused(tmp_path: Path) -> None:
