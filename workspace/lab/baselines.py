@@ -48,7 +48,7 @@ def train_baselines(
     Args:
         config: the experiment of the federation.
         shards: by site, the number of its shard and its training utterances.
-        test: clips of speakers that are in none of them.
+        test: clips to evaluate the final models on.
         run: gets a metrics line for every round.
         cores: cores to share; each training gets as many threads as there are cores for it.
 
