@@ -36,13 +36,13 @@ class Interval:
         margin = (self.high - self.low) / 2
         return min(max(math.ceil(-math.log10(margin / 2)), 1), 4) if margin > 0 else 3
 
-    def text(self, sign: str = "") -> str:
-        """As a table shows it; sign is "+" where differences are meant.
+    def text(self, sign: str = "", decimals: int | None = None) -> str:
+        """As a table shows it; sign is "+" where differences are meant; decimals: other than its own.
 
         >>> Interval(0.8342, 0.7961, 0.8713).text()
         '0.83 [0.80, 0.87]'
         """
-        value, low, high = (f"{each:{sign}.{self.decimals}f}" for each in (self.value, self.low, self.high))
+        value, low, high = (f"{each:{sign}.{decimals or self.decimals}f}" for each in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from kws.metrics import METRICS, Evaluation
 from lab.comparison import Comparison
 from lab.predictions import FEDERATED, Predictions
-from lab.tables import GLOBAL, history, sites_of
+from lab.tables import GLOBAL, POOLED, history, sites_of
 
 MANY = 11
 """With more sites than this, curves show the sites' median and range instead of each site."""
@@ -126,18 +126,25 @@ def comparison(compared: Comparison, test: str, metric: str = "accuracy") -> Fig
 
 
 def speakers(predictions: Predictions, metric: str = "accuracy") -> Figure:
-    """One metric of every test speaker for every model, from the most difficult speaker on."""
+    """One metric of every test speaker for every model, from the speaker that is most difficult for the first on.
+
+    The federated and the pooled model have colours; what sites would have alone is grey.
+    """
     table = predictions.by_speaker(metric)
     figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    colours = {FEDERATED: AVERAGED, POOLED: OWN}
     for model in predictions.evaluations:
-        front = model == FEDERATED
-        style = {"color": AVERAGED, "markersize": 6, "zorder": 3} if front else {"markersize": 4, "alpha": 0.7}
+        style: dict[str, Any] = {"color": "silver", "markersize": 4, "zorder": 2}
+        if model in colours:
+            style = {"color": colours[model], "markersize": 6 if model == FEDERATED else 4, "zorder": 3}
         axes.plot(range(1, len(table) + 1), table[model], marker="o", linestyle="", label=model, **style)
     axes.set(xlabel=f"{len(table)} test speakers", ylabel=METRICS[metric].title)
     if metric != "loss":
         axes.set_ylim(0, 1.03)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

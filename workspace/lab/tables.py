@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from kws.metrics import METRICS, per_label
@@ -79,18 +78,19 @@ def results(summary: Mapping[str, Any], every: bool = True) -> pd.DataFrame:
     """
     if not summary["test"]:
         return pd.DataFrame({"federated, in validation": summary["validation"]}).T
-    best = summary["best_metric"]
-    rows: dict[str, dict[str, str]] = {}
-    for model, scores in summary["test"].items():
-        row = rows[model] = {}
-        for name, metric in METRICS.items():
-            figure = Interval(scores[name], *summary["intervals"][model][name])
-            if metric.every_round:
-                row[name] = figure.text()
-            elif every:
-                row[name] = f"{figure.value:.{figure.decimals}f}"
-        difference = summary["differences"].get(model)
-        row[f"federated minus it ({best})"] = Interval(*difference[best]).text("+") if difference else ""
-        worst = summary["worst_speaker"].get(model, np.nan)
-        row["worst speaker"] = "" if np.isnan(worst) else f"{worst:.2f}"
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("trained on")
+    best, columns = summary["best_metric"], dict[str, dict[str, str]]()
+    for name, metric in METRICS.items():
+        if metric.every_round or every:
+            found = {model: Interval(scores[name], *summary["intervals"][model][name])
+                     for model, scores in summary["test"].items()}  # fmt: skip
+            columns[name] = _texts(found) if metric.every_round else {m: t.split()[0] for m, t in _texts(found).items()}
+    differences = {model: Interval(*found[best]) for model, found in summary["differences"].items()}
+    columns[f"federated minus it ({best})"] = _texts(differences, "+")
+    columns["worst speaker"] = {model: f"{accuracy:.2f}" for model, accuracy in summary["worst_speaker"].items()}
+    return pd.DataFrame(columns, index=list(summary["test"])).fillna("").rename_axis("trained on")
+
+
+def _texts(figures: Mapping[str, Interval], sign: str = "") -> dict[str, str]:
+    """A column: all with the decimals of the one that is known best."""
+    decimals = max((figure.decimals for figure in figures.values()), default=1)
+    return {model: figure.text(sign, decimals) for model, figure in figures.items()}
