@@ -14,6 +14,7 @@ PACKAGES = {
     "federation": HOUSE / "federation",
     "kws": HOUSE / "workspace" / "kws",
     "lab": HOUSE / "workspace" / "lab",
+    "rules": HOUSE / "rules",
     "shard_descriptors": HOUSE / "shard_descriptors",
 }
 """The house's packages and where they lie. A new one gets a line here and its rules in `RULES`."""
@@ -106,6 +107,11 @@ RULES = (
         "what is recorded does not depend on what is learned from it, and an envoy that waits needs no PyTorch",
     ),
     Rule(
+        "rules",
+        ("openfl", "federation", *SPEECH, *LEARNING),
+        "director, simulation and notebook share them; they know arrays and numbers only",
+    ),
+    Rule(
         "shard_descriptors.sources",
         ("shard_descriptors.partition",),
         "a source says what was recorded; who holds which part is decided afterwards, the same way for every source",
@@ -141,7 +147,7 @@ ENGINE = (
 """All that cannot be imported without OpenFL."""
 ABSENT = {
     ("kws", "lab"): ("openfl", "federation"),
-    ("shard_descriptors",): ("openfl", "federation", "kws", "lab", *LEARNING),
+    ("rules", "shard_descriptors"): ("openfl", "federation", "kws", "lab", *LEARNING),
     ("federation",): ("openfl", *SPEECH, *LEARNING),
 }
 """What packages are imported without, but for the modules in `ENGINE`."""
