@@ -178,7 +178,7 @@ def test_a_model_that_is_not_there_is_told_in_the_notebook(toys: ToyFederation, 
     federation = FederationHandle("localhost", toys.port)
     for folder, words in (
         (tmp_path / "lost", "there is no folder"),
-        (tmp_path, "does not hold a whole Wav2Vec2 model"),
+        (tmp_path, "does not hold a whole model"),
     ):
         config = ExperimentConfig(model=ModelRecipe(str(folder)))
         with pytest.raises(SubmissionRefused, match=words):

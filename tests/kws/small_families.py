@@ -44,10 +44,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def checkpoint(kind: str, folder: Path, with_extractor: bool = True, **changes: Any) -> Path:
+def checkpoint(kind: str, folder: Path, with_extractor: bool = True, source: str | None = None, **changes: Any) -> Path:
     """Write a checkpoint of the family with weights large enough to tell clips apart; Whisper's hears two seconds."""
-    source, settings = CONFIGS[kind]
-    made = getattr(transformers, source)
+    usual, settings = CONFIGS[kind]
+    made = getattr(transformers, source or usual)
     torch.manual_seed(3)
     network = made(made.config_class(**settings | {"initializer_range": 0.3} | changes))
     network.save_pretrained(folder)

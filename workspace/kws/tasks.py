@@ -9,7 +9,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, ModelInte
 from openfl.plugins.frameworks_adapters.framework_adapter_interface import FrameworkAdapterPluginInterface
 
 from kws.config import ExperimentConfig
-from kws.model import Classifier, build_model, load_weights, trained_tensors
+from kws.model import Classifier, build_model, check_frozen, load_weights, trained_tensors
 from kws.training import build_optimizer, evaluate, train_round
 from shard_descriptors.corpus import ClipFormat
 
@@ -46,17 +46,27 @@ class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
 
 
 class ClassifierProvider(ModelInterface):  # type: ignore[misc]
-    """The recipe of the model; the model itself is built where it is used (a Wav2Vec2 module cannot be pickled)."""
+    """The recipe of the model; the model itself is built where it is used (a Wav2Vec2 module cannot be pickled).
 
-    def __init__(self, config: ExperimentConfig, form: ClipFormat) -> None:
+    `frozen` is the digest of what does not travel, as the experimenter has it; None in the notebook.
+    """
+
+    def __init__(self, config: ExperimentConfig, form: ClipFormat, frozen: str | None = None) -> None:
         super().__init__(model=None, optimizer=None, framework_plugin="kws.tasks.TrainedTensors")
-        self.config, self.format = config, form
+        self.config, self.format, self.frozen = config, form, frozen
         self.model: Classifier | None = None
 
     def provide_model(self) -> Classifier:
-        """The one model of this process."""
+        """The one model of this process.
+
+        Raises:
+            ModelError: it cannot be built, or what does not travel is not the experimenter's.
+        """
         if self.model is None:
-            self.model = build_model(self.config.model, self.config.training.seed, self.format)
+            model = build_model(self.config.model, self.config.training.seed, self.format)
+            if self.frozen is not None:
+                check_frozen(model, self.frozen)
+            self.model = model
         return self.model
 
     def provide_optimizer(self) -> Any:

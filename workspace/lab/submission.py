@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 
 import kws
-from federation.errors import FederationError
+from federation.errors import FederationError, SubmissionRefused
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Site
 from federation.policy import RoundPolicy
 from federation.settings import Certificates, certificates_beside, load_director
 from kws.config import ExperimentConfig
 from kws.metrics import METRICS
-from kws.model import Classifier, build_model, load_weights
+from kws.model import Classifier, ModelError, build_model, frozen_digest, load_weights
 from kws.tasks import TASKS, ClassifierProvider, ShardData
 from lab import HOUSE
 from lab.records import Run
@@ -123,11 +123,22 @@ def submit(
     form: ClipFormat,
     policy: RoundPolicy | None = None,
 ) -> ExperimentHandle:
-    """Send the experiment and this package's source to the director."""
+    """Send the experiment and this package's source to the director.
+
+    With it goes the digest of what does not travel: a site whose files differ refuses, with both digests.
+
+    Raises:
+        SubmissionRefused: the model cannot be built here, or the director says why.
+    """
+    provider = ClassifierProvider(config, form)
+    try:
+        provider.frozen = frozen_digest(provider.provide_model())
+    except ModelError as error:
+        raise SubmissionRefused(str(error)) from error
     return federation.submit(
         name,
         package=Path(kws.__file__).resolve().parent,
-        model=ClassifierProvider(config, form),
+        model=provider,
         tasks=TASKS,
         data=ShardData(config),
         rounds=config.training.rounds,

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,16 +109,21 @@ def _load(name: str, recipe: ModelRecipe, seed: int, form: ClipFormat) -> tuple[
         output_loading_info=True,
     )
     new = set(found["missing_keys"]) | {key for key, *_ in found["mismatched_keys"]}
-    _refuse_half(network, family, new)
+    _refuse_half(network, family, new, found["unexpected_keys"])
     _fit_head(network, family, new, seed, form.labels, name)
     return network, _extractor(name, source, family, config)
 
 
-def _refuse_half(network: Any, family: Family, new: set[str]) -> None:
+def _refuse_half(network: Any, family: Family, new: set[str], not_used: Iterable[str]) -> None:
     """A head may be new, and the embedding of masked frames, which many checkpoints lack; nothing else."""
     absent = sorted(key for key in new if key.startswith(f"{family.encoder}.") and "masked_spec_embed" not in key)
     if absent:
         raise ValueError(f"{len(absent)} of its tensors are missing or of another size, {absent[0]} for one")
+    layers = len(network.get_submodule(f"{family.encoder}.{family.layers}"))
+    for key in not_used:
+        place = re.search(rf"(?:^|\b{family.encoder}\.){re.escape(family.layers)}\.(\d+)\.", key)
+        if place and int(place[1]) >= layers:
+            raise ValueError(f"it holds {key}, and by its config.json it has {layers} layers")
     for key, tensor in network.state_dict().items():
         if key not in new and not tensor.isfinite().all():
             raise ValueError(f"{key} holds values that are no numbers")

@@ -16,6 +16,7 @@ from kws.models.loading import initialise
 
 BATCH_NORM = torch.nn.modules.batchnorm._NormBase
 NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm, BATCH_NORM)
+VECTORS = "biases_and_norms"
 STATISTICS = ("running_mean", "running_var")
 """What a batch norm learns without gradients; it is averaged over the sites like what is trained."""
 
@@ -77,9 +78,13 @@ def _add_lora(network: Any, family: Family, recipe: ModelRecipe, seed: int) -> N
 def trained_tensors(model: Classifier) -> dict[str, np.ndarray]:
     """The tensors that training changes, by name, float32. Only these are federated.
 
-    On the CPU they are the model's own memory and change with it.
+    On the CPU they are the model's own memory and change with it; but where no matrix of the encoder is trained, its
+    vectors travel as one, joined: the names of hundreds would be more than a hundredth of the bytes.
     """
-    return {name: tensor.detach().cpu().numpy() for name, tensor in _trained(model.network)}
+    own = dict(_trained(model.network))
+    vectors = [own.pop(name).detach() for name in _vectors(model, own)]
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in own.items()}
+    return tensors | ({VECTORS: torch.cat(vectors).cpu().numpy()} if vectors else {})
 
 
 def trained_weights(model: Classifier) -> dict[str, np.ndarray]:
@@ -94,16 +99,26 @@ def load_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
         ModelError: names or shapes are not those of the model.
     """
     own = dict(_trained(model.network))
-    if own.keys() != weights.keys():
+    vectors = {name: own.pop(name) for name in _vectors(model, own)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    shapes |= {VECTORS: (sum(len(vector) for vector in vectors.values()),)} if vectors else {}
+    if shapes.keys() != weights.keys():
         raise ModelError(
-            f"the tensors are not this model's; they differ in: {', '.join(sorted(own.keys() ^ weights.keys()))}"
+            f"the tensors are not this model's; they differ in: {', '.join(sorted(shapes.keys() ^ weights.keys()))}"
         )
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, shape in shapes.items():
             array = weights[name]  # read from disk now, if it is there
-            if tensor.shape != array.shape:
-                raise ModelError(f"{name} has shape {tuple(array.shape)}; this model's is {tuple(tensor.shape)}")
-            tensor.copy_(torch.from_numpy(np.require(array, requirements=["C", "W"])))
+            if shape != array.shape:
+                raise ModelError(f"{name} has shape {tuple(array.shape)}; this model's is {shape}")
+            given = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+            if name in own:
+                own[name].copy_(given)
+            else:
+                parts = torch.split(given, [len(vector) for vector in vectors.values()])
+                for vector, part in zip(vectors.values(), parts, strict=True):
+                    vector.copy_(part)
+        for name, tensor in (own | vectors).items():
             if name.endswith("running_var"):
                 tensor.clamp_(min=0)  # an update in few bits may round a variance below zero
 
@@ -173,6 +188,12 @@ def save_adapter(model: Classifier, folder: Path) -> None:
         {f"base_model.model.{name.replace('.default', '')}": tensor.contiguous() for name, tensor in names.items()},
         folder / "adapter_model.safetensors",
     )
+
+
+def _vectors(model: Classifier, own: Mapping[str, torch.Tensor]) -> list[str]:
+    """What travels joined: what is trained of the encoder, if that is vectors only."""
+    names = [name for name in own if name.startswith(f"{model.family.encoder}.")]
+    return names if all(own[name].ndim == 1 for name in names) else []
 
 
 def _trained(network: Any) -> Iterator[tuple[str, torch.Tensor]]:
