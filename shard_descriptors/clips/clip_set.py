@@ -1,7 +1,6 @@
 """Utterances as waveforms, by number: decoded once into a file that is mapped into memory."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache as remembered
@@ -14,11 +13,11 @@ from tqdm import tqdm
 
 from shard_descriptors.clips.audio import AudioError, read_clip
 from shard_descriptors.clips.cache import cache_folder
-from shard_descriptors.clips.packed import SUFFIX, Samples, packed
+from shard_descriptors.clips.packed import kept
 from shard_descriptors.corpus import SUPERB_KS, ClipFormat
 from shard_descriptors.utterances import Utterance
 
-logger = logging.getLogger(__name__)
+Samples = npt.NDArray[np.int16]
 
 DECODER_VERSION = 1  # raise it with any change to what a decoded clip is: it names the packed files
 FULL_SCALE = np.float32(32768)
@@ -83,18 +82,19 @@ class ClipSet:
         """
         if self._prepared or not self.utterances:
             return
-        folder = self.cache or cache_folder() / "clips"
-        path = folder / f"{self._key()}{SUFFIX}"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds recordings
-            self._packed = packed(path, self._decoded)
-        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            logger.warning(
-                "Decoded clips cannot be kept in %s (%s): each is decoded whenever it is read, which is slower. "
-                "Set KWS_CACHE to a folder that can be written and has %.0f MB free.",
-                folder, getattr(error, "strerror", None) or error, 1 + 2 * self._lengths.sum() / 1e6,
-            )  # fmt: skip
+        self._packed = kept(
+            self.folder / f"{self.digest()}.int16",
+            self._decoded,
+            2 * int(self._lengths.sum()),
+            "Decoded clips",
+            "each is decoded whenever it is read",
+        )
         self._prepared = True
+
+    @property
+    def folder(self) -> Path:
+        """Where the packed clips lie, and what a model has made of them."""
+        return self.cache or cache_folder() / "clips"
 
     def _samples(self, number: int) -> Samples:
         if self._packed is None:
@@ -113,8 +113,11 @@ class ClipSet:
         for number in tqdm(range(len(self)), desc="decoding", unit="clip", delay=1, mininterval=0.5):
             yield self._decode(number)
 
-    def _key(self) -> str:
-        """Names all that the samples depend on: the format, and which parts of which files as they are now."""
+    def digest(self) -> str:
+        """Names all that the samples depend on: the format, and which parts of which files as they are now.
+
+        AudioError names a file that is not there.
+        """
         stat = remembered(os.stat)
         digest = hashlib.sha256(f"{DECODER_VERSION} {self.format.sample_rate}".encode())
         for utterance, length in zip(self.utterances, self._lengths.tolist(), strict=True):
