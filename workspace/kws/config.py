@@ -10,7 +10,6 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 UPDATE_FORMATS = ("float32", "float16", "bfloat16", "int8")
 BEST_METRICS = ("accuracy", "macro_f1")
-HEADS = ("own", "weighted_sum", "adapter")
 TRAINED = ("all", "all_but_feature_encoder", "top_layers", "head", "lora", "biases_and_norms")
 
 
@@ -37,14 +36,41 @@ class ModelRecipe:
     """How the classifier is made.
 
     `name` is "tiny" (a small network trained from scratch), the name of a model on the Hugging Face hub
-    ("facebook/wav2vec2-base"), or a local folder in the same form. `freeze_feature_encoder` keeps the convolutional
-    front end as it was pretrained: None means yes for pretrained weights, no for "tiny". `dropout` (0 to 1) is
-    applied inside the transformer.
+    ("facebook/wav2vec2-base"), or a local folder in the same form; `revision` pins a hub model to a commit or tag.
+
+    `head`: "own" is the library's; "weighted_sum" is linear on the softmax-weighted sum of all layers, by way of
+    `head_size` (SUPERB: Yang et al. 2021); "adapter" goes through `adapter_hidden_size` in every frame and has a
+    classifier of two layers.
+
+    `trained` says which tensors are trained and therefore federated: "all", "all_but_feature_encoder", the
+    `top_layers` last layers of the encoder ("top_layers"), "head", "lora" (of rank `lora_rank`, scaled by
+    `lora_alpha` / rank; FFA-LoRA: Sun et al. 2024), or "biases_and_norms" (BitFit: Zaken et al. 2022); all but the
+    first with the head. None means all for "tiny", all but the feature encoder for pretrained weights. What is frozen
+    behaves in training as it does in evaluation.
+
+    `cut_positions` cuts Whisper's positions from 30 s to the length of a clip. `dropout` (0 to 1) is applied inside
+    the transformer. `gradient_checkpointing` trades time for memory. `spec_augment` masks, in training, about a share
+    `mask_time_prob` of the frames in runs of `mask_time_length`, and `mask_feature_prob` of the hidden dimensions in
+    runs of `mask_feature_length` (Park et al. 2019).
     """
 
     name: str = "tiny"
-    freeze_feature_encoder: bool | None = None
+    revision: str | None = None
+    head: str = setting("own", one_of=("own", "weighted_sum", "adapter"))
+    head_size: int = setting(256, least=1)
+    adapter_hidden_size: int = setting(128, least=1)
+    trained: str | None = setting(None, one_of=TRAINED)
+    top_layers: int = setting(2, least=1)
+    lora_rank: int = setting(8, least=1)
+    lora_alpha: int = setting(16, least=1)
+    cut_positions: bool = False
     dropout: float = setting(0.1, least=0, below=1)
+    gradient_checkpointing: bool = False
+    spec_augment: bool = False
+    mask_time_prob: float = setting(0.05, least=0, below=1)
+    mask_time_length: int = setting(10, least=1)
+    mask_feature_prob: float = setting(0.0, least=0, below=1)
+    mask_feature_length: int = setting(10, least=1)
 
     def __post_init__(self) -> None:
         _check(
@@ -52,15 +78,23 @@ class ModelRecipe:
             "model.",
             (not self.name, "model.name is empty; give 'tiny', a hub name or a folder"),
             (
-                self.name == "tiny" and self.freeze_feature_encoder is True,
-                "model.freeze_feature_encoder: the feature encoder of 'tiny' starts untrained and must not be frozen",
+                self.name == "tiny" and self.trained not in (None, "all"),
+                f"model.trained is {self.trained!r}: 'tiny' starts untrained, all of it must be trained",
+            ),
+            (
+                self.name == "tiny" and self.revision is not None,
+                "model.revision is for models of the hub; 'tiny' has none",
+            ),
+            (
+                self.spec_augment is True and self.trained == "head",
+                "model.spec_augment has no effect where model.trained is 'head': the encoder is in evaluation mode",
             ),
         )
 
     @property
-    def frozen(self) -> bool:
-        """Whether the feature encoder stays as it is."""
-        return self.name != "tiny" if self.freeze_feature_encoder is None else self.freeze_feature_encoder
+    def trains(self) -> str:
+        """What of it is trained, where `trained` leaves that to the kind of model."""
+        return self.trained or ("all" if self.name == "tiny" else "all_but_feature_encoder")
 
 
 @dataclass(frozen=True)
@@ -186,6 +220,7 @@ class ExperimentConfig:
     update_format: str = setting("float32", one_of=UPDATE_FORMATS)
 
     def __post_init__(self) -> None:
+        cache = self.training.cache
         _check(
             self,
             "",
@@ -194,6 +229,20 @@ class ExperimentConfig:
                 f"model.name is {self.model.name!r}, and training is that of 'tiny', whose rate of "
                 f"{Training().learning_rate} ruins pretrained weights; take a preset (kws demo --model, or "
                 f"lab.presets.preset(model=...)), or say how to train",
+            ),
+            (
+                cache == "probe" and (self.model.trains != "head" or self.model.head == "adapter"),
+                "training.cache=probe keeps the mean over time of what a frozen encoder gives: it needs "
+                "model.trained=head, and a model.head that is linear up to that mean (own, weighted_sum)",
+            ),
+            (
+                cache == "conv" and self.model.trains in ("all", "biases_and_norms"),
+                f"training.cache=conv keeps the output of a frozen feature encoder, and model.trained is "
+                f"{self.model.trains}, which trains it; give another, or training.cache=none",
+            ),
+            (
+                self.training.head_learning_rate is not None and self.model.trains == "head",
+                "training.head_learning_rate: only the head is trained; give training.learning_rate alone",
             ),
         )
 
@@ -255,7 +304,7 @@ def _check(config: Any, group: str, *rules: tuple[bool, str]) -> None:
         allowed = get_args(kinds[each.name]) or (kinds[each.name],)
         if type(value) is int and int not in allowed and float in allowed:
             value = float(value) if abs(value) < 2**53 else math.inf
-        right = type(value) in allowed and (not one_of or value in one_of)
+        right = type(value) in allowed and (not one_of or value in one_of or value is None)
         if right and type(value) in (int, float):
             right = math.isfinite(value) and all(_WITHIN[name](value, limit) for name, limit in limits.items())
         if not right:
