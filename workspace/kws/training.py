@@ -12,7 +12,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 from transformers import set_seed
 
-from kws.batches import Batch, Clips, Heard, Keys, Numbers, digest, in_order, prefetched, steps, steps_in_epoch
+from kws.batches import Batch, Heard, digest, in_order, prefetched, steps, steps_in_epoch
+from kws.clips import Clips, Keys, Numbers
 from kws.config import Training
 from kws.metrics import Evaluation
 from kws.model import Classifier
@@ -107,11 +108,11 @@ def add_gradients(
             logits = heard.logits(model, batch.inputs)
         logits = logits.float()
         objective = cross_entropy(logits, batch.labels, weights, reduction="sum", label_smoothing=label_smoothing)
-        (objective / weight).backward()
+        (objective / weight).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             loss = cross_entropy(logits, batch.labels, reduction="sum")
-            right = (logits.argmax(-1) == batch.labels).sum()
-            sums.append(torch.stack([loss, objective, weights[batch.labels].sum(), right, right.new_tensor(len(logits))]))
+            right = logits.argmax(-1) == batch.labels
+            sums.append(torch.stack([loss, objective, weights[batch.labels].sum(), right.sum(), (right >= 0).sum()]))
     return torch.stack(sums).double().sum(0)
 
 
@@ -142,7 +143,8 @@ def arithmetic(training: Training, device: torch.device) -> Iterator[torch.autoc
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before it is first used
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+        # Filling memory that is about to be written costs time; nothing here reads it before.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = False
     try:
         yield torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(training.autocast, device))
@@ -156,7 +158,7 @@ def uses_bfloat16(autocast: str, device: torch.device) -> bool:
     if autocast == "off":
         return False
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities()
     return autocast == "bfloat16" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
@@ -191,10 +193,10 @@ def share_of_rate(training: Training, step: int, total: int) -> float:
 
 
 def label_weights(labels: Numbers, training: Training, count: int) -> torch.Tensor:
-    """The weight of each of `count` labels in the objective: float32 (count,), 1 unless class weights are asked for.
+    """The weight of each of `count` labels in the objective: float32 (count,), 1 without class weights.
 
-    Then n / (labels here * clips of this label), scikit-learn's "balanced": 1 in the mean over the site's clips. A label
-    that the site does not have weighs nothing.
+    Then n / (labels here * clips of this label), scikit-learn's "balanced": 1 in the mean over the site's clips. Labels
+    that the site does not have weigh nothing.
     """
     weights = torch.ones(count)
     if training.class_weights:
@@ -204,7 +206,7 @@ def label_weights(labels: Numbers, training: Training, count: int) -> torch.Tens
 
 
 def refuse_broken(watched: Sequence[torch.Tensor], step: int, total: int, training: Training) -> None:
-    """Look at objective and length of the gradient of the last steps, up to this one, which is the first look for a GPU.
+    """Look at the objective and the gradient's length of some steps, of which this one is the last.
 
     Raises:
         TrainingError: one is not a finite number.

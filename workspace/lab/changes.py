@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from kws.config import ConfigError, Settings, with_values
+from kws.settings import ConfigError, Settings, with_values
 
 POWER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 """1e-3, which is a number everywhere but in YAML 1.1."""

@@ -162,7 +162,11 @@ def test_of_a_short_utterance_nothing_is_heard_that_follows_it(tmp_path: Path, c
 
 def test_a_clip_has_the_same_key_wherever_it_lies_and_no_two_have_one(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "there").mkdir()
-    here, there, other = noise(tmp_path / "a.wav"), noise(tmp_path / "there" / "a.wav"), noise(tmp_path / "b.wav", seed=1)
+    here, there, other = (
+        noise(tmp_path / "a.wav"),
+        noise(tmp_path / "there" / "a.wav"),
+        noise(tmp_path / "b.wav", seed=1),
+    )
 
     def keys(*utterances: Utterance) -> list[int]:
         return [int(key) for key in ClipSet(utterances, cache=cache).keys]

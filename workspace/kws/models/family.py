@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from kws.batches import sound_mask, standardise
+from kws.sound import sound_mask, standardise
 
 
 class ModelError(ValueError):
