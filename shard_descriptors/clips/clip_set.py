@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache as remembered
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ Samples = npt.NDArray[np.int16]
 
 DECODER_VERSION = 1  # raise it with any change to what a decoded clip is: it names the packed files
 FULL_SCALE = np.float32(32768)
+KEY_SAMPLES = 1024
+"""Of the middle of a clip: more than are ever alike in two recordings."""
 
 
 class ClipSet:
@@ -56,21 +59,40 @@ class ClipSet:
         """Without the samples: another process maps the same file."""
         return self.__dict__ | {"_packed": None, "_prepared": False}
 
+    @cached_property
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """A number for each clip, the same wherever it lies: uint64 (n,); from its name, its place and its sound.
+
+        Of the sound, so that recordings of two owners who number theirs alike are not taken for each other.
+
+        AudioError names a file that cannot be used.
+        """
+        self.prepare()
+        keys = np.empty(len(self), dtype=np.uint64)
+        for number, (utterance, length) in enumerate(zip(self.utterances, self._lengths.tolist(), strict=True)):
+            digest = hashlib.blake2b(f"{utterance.start} {length} {utterance.name}".encode(), digest_size=8)
+            digest.update(self._samples(number)[length // 2 :][:KEY_SAMPLES].tobytes())
+            keys[number] = int.from_bytes(digest.digest())
+        return keys
+
     def read(
-        self, numbers: npt.NDArray[np.int64] | Sequence[int], generator: np.random.Generator | None = None
+        self, numbers: npt.NDArray[np.int64] | Sequence[int], places: npt.NDArray[np.float64] | None = None
     ) -> npt.NDArray[np.float32]:
         """Waveforms of the clips with these numbers: float32 (len(numbers), num_samples), in [-1, 1].
 
-        An utterance that is shorter than a clip is padded with zeros on the right. Of a longer one it is a part that
-        `generator` draws, one draw for each; its beginning without a generator.
+        An utterance that is shorter than a clip is padded with zeros on the right. Of a longer one it is a part, which
+        begins where `places` says for each: from 0, its beginning (which it is without places), to below 1, the last
+        place from which there is a whole clip.
 
         AudioError names a file that cannot be used.
         """
         self.prepare()
         clips = np.zeros((len(numbers), self.format.num_samples), dtype=np.float32)
-        for clip, number in zip(clips, numbers, strict=True):
-            spare = self._lengths[number] - len(clip)
-            first = generator.integers(spare + 1) if generator is not None and spare > 0 else 0
+        firsts = np.zeros(len(numbers), dtype=np.int64)
+        if places is not None:
+            spare = np.maximum(self._lengths[np.asarray(numbers, dtype=np.int64)] - self.format.num_samples, 0)
+            firsts = (places * (spare + 1)).astype(np.int64)
+        for clip, number, first in zip(clips, numbers, firsts, strict=True):
             samples = self._samples(int(number))[first : first + len(clip)]
             np.divide(samples, FULL_SCALE, out=clip[: len(samples)])
         return clips

@@ -1,6 +1,8 @@
 """What several of these tests share: a network of some 5,000 weights, clips made of tones, and plain settings."""
 
-from dataclasses import dataclass, fields
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import matplotlib
@@ -18,10 +20,12 @@ matplotlib.use("Agg")
 torch.set_num_threads(1)
 
 quick = settings(max_examples=50, deadline=None)
-UNCHANGED = Augmentation(**{each.name: 0.0 for each in fields(Augmentation)})
+UNCHANGED = Augmentation.none()
 
 
-def classifier(labels: tuple[str, ...] = LABELS, norm: str = "group", mask: bool = False) -> Classifier:
+def classifier(
+    labels: tuple[str, ...] = LABELS, norm: str = "group", mask: bool = False, weighs: bool = False
+) -> Classifier:
     """An untrained Wav2Vec2 with one layer of 16, with weights large enough to tell clips apart."""
     torch.manual_seed(0)
     config = Wav2Vec2Config(
@@ -37,6 +41,7 @@ def classifier(labels: tuple[str, ...] = LABELS, norm: str = "group", mask: bool
         num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
         classifier_proj_size=16,
+        use_weighted_layer_sum=weighs,
         initializer_range=0.3,
         layerdrop=0.0,
         apply_spec_augment=False,
@@ -50,7 +55,7 @@ def classifier(labels: tuple[str, ...] = LABELS, norm: str = "group", mask: bool
 def small_recipe(folder: Path) -> ModelRecipe:
     """A recipe of that network, saved in the folder; all of it is trained."""
     save_pretrained(classifier(), folder)
-    return ModelRecipe(str(folder), freeze_feature_encoder=False)
+    return ModelRecipe(str(folder), trained="all")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ class Tones:
     waveforms: np.ndarray
     labels: np.ndarray
     format = ClipFormat(num_samples=1600)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        return np.array([zlib.crc32(waveform.tobytes()) for waveform in self.waveforms], dtype=np.uint64)
 
     @classmethod
     def make(cls, count: int, seed: int = 0) -> "Tones":
@@ -75,7 +84,7 @@ class Tones:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, numbers: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+    def read(self, numbers: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
         return self.waveforms[np.asarray(numbers)]
 
 

@@ -29,8 +29,15 @@ def test_every_wrong_value_is_reported_together() -> None:
         (ModelRecipe, {"name": ""}),
         (ModelRecipe, {"dropout": 1.0}),
         (ModelRecipe, {"dropout": float("nan")}),
-        (ModelRecipe, {"name": "tiny", "freeze_feature_encoder": True}),
-        (ModelRecipe, {"name": "folder", "freeze_feature_encoder": "maybe"}),
+        (ModelRecipe, {"name": "tiny", "trained": "head"}),
+        (ModelRecipe, {"name": "folder", "trained": "some"}),
+        (ModelRecipe, {"name": "tiny", "revision": "main"}),
+        (ModelRecipe, {"head": "neck"}),
+        (ModelRecipe, {"name": "folder", "trained": "head", "spec_augment": True}),
+        (ModelRecipe, {"lora_rank": 0}),
+        (ModelRecipe, {"top_layers": 1.5}),
+        (ModelRecipe, {"mask_time_prob": 1.0}),
+        (ModelRecipe, {"cut_positions": "yes"}),
         (Training, {"learning_rate": 0.0}),
         (Training, {"learning_rate": float("nan")}),
         (Training, {"weight_decay": -1.0}),
@@ -51,9 +58,9 @@ def test_a_wrong_value_is_refused_when_it_is_given(kind: type, values: dict[str,
 
 
 def test_pretrained_front_ends_are_frozen_and_tiny_is_not() -> None:
-    assert not ModelRecipe("tiny").frozen
-    assert ModelRecipe("facebook/wav2vec2-base").frozen
-    assert not ModelRecipe("facebook/wav2vec2-base", freeze_feature_encoder=False).frozen
+    assert ModelRecipe("tiny").trains == "all"
+    assert ModelRecipe("facebook/wav2vec2-base").trains == "all_but_feature_encoder"
+    assert ModelRecipe("facebook/wav2vec2-base", trained="head").trains == "head"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +76,7 @@ def test_pretrained_front_ends_are_frozen_and_tiny_is_not() -> None:
         ("training.sampling=balanced", "training.sampling", "balanced"),
         ("model.name=facebook/wav2vec2-base", "model.name", "facebook/wav2vec2-base"),
         ("model.name=/data/a=b", "model.name", "/data/a=b"),
-        ("model.freeze_feature_encoder=false", "model.freeze_feature_encoder", False),  # the default is None
+        ("model.trained=all", "model.trained", "all"),  # the default is None
         ("best_metric=macro_f1", "best_metric", "macro_f1"),
     ],
 )
@@ -107,7 +114,7 @@ def test_changes_add_up_and_the_last_wins() -> None:
         ("training.rounds=[", ("training.rounds=[",)),
         ("training.rounds=0", ("training.rounds is 0", "at least 1")),
         ("training.sampling=half", ("training.sampling is 'half'", "all, balanced")),
-        ("model.freeze_feature_encoder=true", ("tiny",)),
+        ("model.trained=head", ("tiny",)),
     ],
 )
 def test_a_wrong_change_says_what_is_allowed(change: str, texts: tuple[str, ...]) -> None:

@@ -133,7 +133,7 @@ def test_a_frozen_encoder_neither_travels_nor_changes(tmp_path: Path) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
     assert not np.array_equal(trained_weights(model)["classifier.weight"], travelling["classifier.weight"])
 
-    thawed = build_model(ModelRecipe(str(tmp_path), freeze_feature_encoder=False), 0, SUPERB_KS)
+    thawed = build_model(ModelRecipe(str(tmp_path), trained="all"), 0, SUPERB_KS)
     assert trained_weights(thawed).keys() == {name for name, _ in thawed.network.named_parameters()}
 
 
@@ -226,3 +226,19 @@ def test_another_sampling_rate_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sampling_rate": 8000}))
     with pytest.raises(ModelError, match=r"8000 Hz.*16000 Hz"):
         build_model(ModelRecipe(str(tmp_path)), 0, SUPERB_KS)
+
+
+@pytest.mark.parametrize("weighs", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+def test_what_is_computed_once_gives_the_same_logits(weighs: bool, mask: bool) -> None:
+    model = classifier(norm="layer", mask=mask, weighs=weighs)
+    clips = torch.nn.functional.pad(CLIPS[:4, :1200], (0, 400))
+    inputs = model.inputs(clips)
+    pooled, features = model.pooled(inputs), model.conv_features(inputs)
+    assert pooled.shape == (4, 2 if weighs else 1, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.logits_from_pooled(pooled), model.logits(inputs))
+        torch.testing.assert_close(model.logits_from_conv(features, inputs.get("attention_mask")), model.logits(inputs))
+        if mask:
+            lengths = inputs["attention_mask"].sum(dim=1, keepdim=True)
+            torch.testing.assert_close(model.logits_from_conv(features, lengths), model.logits(inputs))

@@ -82,7 +82,6 @@ class ShardData(DataInterface):  # type: ignore[misc]
     @shard_descriptor.setter
     def shard_descriptor(self, descriptor: Any) -> None:
         self._shard_descriptor = descriptor
-        self.shard = descriptor.number
         self.train_clips = descriptor.get_dataset("train")
         self.validation_clips = descriptor.get_dataset("validation")
 
@@ -111,10 +110,10 @@ TASKS = TaskInterface()
 )  # type: ignore[untyped-decorator]
 def train(model: Classifier, data: ShardData, device: str, optimizer: Any, rounds_done: int) -> dict[str, float]:
     """One round of local training."""
-    return train_round(model, optimizer, data.train_clips, data.config.training, rounds_done, data.shard)
+    return train_round(model, optimizer, data.train_clips, data.config.training, rounds_done)
 
 
 @TASKS.register_fl_task(model="model", data_loader="data", device="device")  # type: ignore[untyped-decorator]
 def validate(model: Classifier, data: ShardData, device: str) -> dict[str, float]:
     """Validation on the site's own validation speakers."""
-    return evaluate(model, data.validation_clips).scalars()
+    return evaluate(model, data.validation_clips, data.config.training).scalars()

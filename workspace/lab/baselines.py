@@ -32,13 +32,12 @@ class Baseline:
     """One training run without a federation: `name` is "pooled" or "<site> alone"."""
 
     name: str
-    shard: int
     train: tuple[Utterance, ...]
 
 
 def train_baselines(
     config: ExperimentConfig,
-    shards: Mapping[str, tuple[int, Sequence[Utterance]]],
+    shards: Mapping[str, Sequence[Utterance]],
     test: ClipSet,
     run: Run,
     cores: int,
@@ -47,7 +46,7 @@ def train_baselines(
 
     Args:
         config: the experiment of the federation.
-        shards: by site, the number of its shard and its training utterances.
+        shards: by site, its training utterances.
         test: clips of speakers that are in none of them.
         run: gets a metrics line for every round.
         cores: cores to share; each training gets as many threads as there are cores for it.
@@ -55,9 +54,9 @@ def train_baselines(
     Returns:
         The evaluation of each final model on the test utterances, by baseline.
     """
-    pooled = tuple(utterance for _, own in shards.values() for utterance in own)
-    jobs = [Baseline(POOLED, 0, pooled)]
-    jobs += [Baseline(alone(site), number, tuple(own)) for site, (number, own) in shards.items()]
+    pooled = tuple(utterance for own in shards.values() for utterance in own)
+    jobs = [Baseline(POOLED, pooled)]
+    jobs += [Baseline(alone(site), tuple(own)) for site, own in shards.items()]
     workers = min(cores, len(jobs))
     context = multiprocessing.get_context("spawn")
     with (
@@ -72,11 +71,11 @@ def _train(
     config: ExperimentConfig, job: Baseline, test: tuple[Utterance, ...], form: ClipFormat, run: Run
 ) -> Evaluation:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sites = {job.name: (job.shard, ClipSet(job.train, form))}
+    sites = {job.name: ClipSet(job.train, form)}
     weights = federated_averaging(config, sites, run.add_metrics, device)
     model = build_model(config.model, config.training.seed, form).to(torch.device(device))
     load_weights(model, weights)
-    return evaluate(model, ClipSet(test, form))
+    return evaluate(model, ClipSet(test, form), config.training)
 
 
 def _leave_with_parent() -> None:
