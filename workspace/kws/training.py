@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import set_seed
 
 from kws.batches import Batch, Heard, digest, in_order, prefetched, steps, steps_in_epoch
+from kws.caching import heard_by
 from kws.clips import Clips, Keys, Numbers
 from kws.config import Training
 from kws.metrics import Evaluation
@@ -59,7 +60,7 @@ def train_round(
     Raises:
         TrainingError: the loss or a gradient is not a finite number.
     """
-    heard = clips if isinstance(clips, Heard) else Heard(clips, training.augmentation)
+    heard = clips if isinstance(clips, Heard) else heard_by(model, clips, training, changed=True)
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = label_weights(heard.labels, training, len(model.labels)).to(device)
@@ -119,12 +120,13 @@ def add_gradients(
 @torch.inference_mode()
 def evaluate(model: Classifier, clips: Clips | Heard, training: Training | None = None) -> Evaluation:
     """The model's answers to all clips, with dropout off and with the arithmetic of its training."""
-    heard = clips if isinstance(clips, Heard) else Heard(clips)
+    training = training or Training()
+    heard = clips if isinstance(clips, Heard) else heard_by(model, clips, training)
     device = next(model.parameters()).device
     labels = torch.from_numpy(heard.labels)
     model.eval()
     answers = []
-    with arithmetic(training or Training(), device) as autocast:
+    with arithmetic(training, device) as autocast:
         for (batch,) in on_device(([batch] for batch in in_order(heard, EVALUATION_BATCH)), device):
             with autocast:
                 answers.append(heard.logits(model, batch.inputs))

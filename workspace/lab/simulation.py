@@ -6,6 +6,7 @@ it is that site alone.
 
 from collections.abc import Callable, Mapping
 
+from kws.caching import heard_by
 from kws.clips import Clips
 from kws.config import ExperimentConfig
 from kws.model import build_model, load_weights, trained_weights
@@ -32,15 +33,16 @@ def federated_averaging(
     """
     training = config.training
     models = {site: build_model(config.model, training.seed, own.format).to(device) for site, own in sites.items()}
+    heard = {site: heard_by(models[site], clips, training, changed=True) for site, clips in sites.items()}
     optimizers = {site: build_optimizer(models[site], training) for site in sites}
     weights: Weights = trained_weights(next(iter(models.values())))
     for done in range(training.rounds):
         updates = []
-        for site, clips in sites.items():
+        for site in sites:
             load_weights(models[site], weights)
             if not training.keep_optimizer:
                 optimizers[site] = build_optimizer(models[site], training)
-            report(done + 1, site, "train", train_round(models[site], optimizers[site], clips, training, done))
+            report(done + 1, site, "train", train_round(models[site], optimizers[site], heard[site], training, done))
             updates.append(trained_weights(models[site]))
         weights = weighted_mean(updates, [len(clips) for clips in sites.values()])
     return weights
