@@ -1,7 +1,8 @@
 """What a frozen network makes of a clip never changes: it is computed once and kept, and only the rest is trained.
 
 "probe" keeps the mean over time of the hidden states that the head reads, which a linear head may as well take before
-it as after it; "conv" keeps the feature encoder's output. Both in half precision, beside the site's packed clips.
+it as after it; "conv" keeps the feature encoder's output, or the spectrogram of a family that eats those. Both in half
+precision, beside the site's packed clips.
 """
 
 import hashlib
@@ -24,10 +25,11 @@ from shard_descriptors.clips.features import Features
 
 VERSION = 1  # raise it with any change to what is kept: it names the files
 
-DIGIT = 1024
-
-HEAD_ONLY = ("id2label", "label2id", "classifier_proj_size", "transformers_version")
+HEAD_ONLY = ("id2label", "label2id", "classifier_proj_size", "head", "head_dropout", "adapter_hidden_size")
+ABOUT_FILES = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
 """What a network's configuration says of other things than the hidden states."""
+
+DIGIT = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Pooled(Heard):
     """Clips as their hidden states' means: `copies` of each, changed at random, of which training takes one."""
 
     features: Features
-    copies: int = 1
+    copies: int
 
     def inputs(self, numbers: Numbers, keys: Keys | None = None) -> Inputs:
         """`pooled`: float16 (batch, states, hidden)."""
@@ -49,7 +51,10 @@ class Pooled(Heard):
 
 @dataclass(frozen=True, kw_only=True)
 class Convolved(Heard):
-    """Clips as the feature encoder's output, of `shape`, and how many ones there are in the mask of `mask_width`, if any."""
+    """Clips as the feature encoder's output, of `shape`, with the mask of the sound if it has a width.
+
+    A mask is ones, then zeros; kept are two digits of the number of ones, since half precision counts to 2,048 only.
+    """
 
     features: Features
     shape: tuple[int, ...]
@@ -98,9 +103,10 @@ def _pooled(model: Classifier, clips: ClipSet, augmentation: Augmentation, copie
             waveforms = torch.from_numpy(clips.read(numbers))
         return model.pooled(_inputs(model, waveforms)).cpu().numpy()
 
-    shape = model.pooled(_inputs(model, torch.ones(1, clips.format.num_samples))).shape[1:]
-    made_by = f"{_digest(model, encoder_of(model.network))} {(copies, seed, augmentation) if augmentation.changes else ''}"
-    features = Features(clips, made_by, shape, copies * len(clips), compute, "the hidden states' means")
+    shape = model.pooled(_example(model, clips)).shape[1:]
+    changes = repr((copies, seed, augmentation)) if augmentation.changes else "as they are"
+    made_by = f"{_digest(model, encoder_of(model.network))}, {changes}"
+    features = Features(clips, made_by, shape, copies * len(clips), compute, "hidden states' means")
     features.prepare()
     return Pooled(clips, features=features, copies=copies)
 
@@ -110,18 +116,18 @@ def _convolved(model: Classifier, clips: ClipSet) -> Convolved:
     def compute(numbers: Numbers) -> npt.NDArray[np.float32]:
         inputs = _inputs(model, torch.from_numpy(clips.read(numbers)))
         parts = [model.conv_features(inputs).flatten(1)]
-        if "attention_mask" in inputs:  # ones, then zeros: two digits, since half precision counts to 2,048 only
+        if "attention_mask" in inputs:
             ones = inputs["attention_mask"].sum(1, keepdim=True)
             parts += [ones // DIGIT, ones % DIGIT]
         return torch.cat(parts, dim=1).cpu().numpy()
 
-    example = _inputs(model, torch.ones(1, clips.format.num_samples))
+    example = _example(model, clips)
     shape = model.conv_features(example).shape[1:]
     mask_width = example["attention_mask"].shape[1] if "attention_mask" in example else 0
     front = encoder_of(model.network).feature_extractor if model.family.hears_waveforms else torch.nn.Module()
-    kept = math.prod(shape) + 2 * bool(mask_width)
-    what = f"the feature encoder's output ({' x '.join(map(str, shape))})"
-    features = Features(clips, _digest(model, front), (kept,), len(clips), compute, what)
+    row = (math.prod(shape) + (2 if mask_width else 0),)
+    what = f"feature encoder's output, {' x '.join(map(str, shape))},"
+    features = Features(clips, f"{_digest(model, front)}, {shape}", row, len(clips), compute, what)
     features.prepare()
     return Convolved(clips, features=features, shape=shape, mask_width=mask_width)
 
@@ -130,13 +136,17 @@ def _inputs(model: Classifier, waveforms: torch.Tensor) -> dict[str, torch.Tenso
     return model.inputs(waveforms.to(next(model.parameters()).device))
 
 
+def _example(model: Classifier, clips: ClipSet) -> dict[str, torch.Tensor]:
+    return _inputs(model, torch.ones(1, clips.format.num_samples))
+
+
 def _digest(model: Classifier, module: torch.nn.Module) -> str:
-    """Names a part of a network: its weights and all settings but those of the head and of dropout."""
-    left_out = {*HEAD_ONLY, *model.family.dropouts}
+    """Names a part of the network: its weights, and all settings but those of the head, of dropout and of files."""
+    left_out = {*HEAD_ONLY, *ABOUT_FILES, *model.family.dropouts}
     settings = {name: value for name, value in model.network.config.to_dict().items() if name not in left_out}
     about = (VERSION, settings, model.extractor.to_dict())
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
