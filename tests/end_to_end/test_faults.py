@@ -23,6 +23,7 @@ import lab.submission
 from federation.errors import ExperimentFailed, SubmissionRefused
 from federation.notebook.handle import FederationHandle
 from federation.site.client import INSTEAD_OF, PROCESS
+from lab.presets import preset
 from shard_descriptors.corpus import SUPERB_KS
 
 CARRIED = 1.5 * (1 + 1.5 + 1.75)
