@@ -10,6 +10,7 @@ from kws.settings import check, setting, with_values
 
 UPDATE_FORMATS = ("float32", "float16", "bfloat16", "int8")
 BEST_METRICS = ("accuracy", "macro_f1")
+HEADS = ("own", "weighted_sum", "adapter")
 TRAINED = ("all", "all_but_feature_encoder", "top_layers", "head", "lora", "biases_and_norms")
 
 
@@ -38,7 +39,7 @@ class ModelRecipe:
 
     name: str = "tiny"
     revision: str | None = None
-    head: str = setting("own", one_of=("own", "weighted_sum", "adapter"))
+    head: str = setting("own", one_of=HEADS)
     head_size: int = setting(256, least=1)
     adapter_hidden_size: int = setting(128, least=1)
     trained: str | None = setting(None, one_of=TRAINED)
