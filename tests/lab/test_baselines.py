@@ -27,11 +27,11 @@ from shard_descriptors.utterances import Utterance
 NAMES = ["pooled", "envoy alone", "envoy_two alone"]
 
 
-def shards_of(corpus: Path) -> tuple[dict[str, tuple[int, list[Utterance]]], ClipSet]:
+def shards_of(corpus: Path) -> tuple[dict[str, list[Utterance]], ClipSet]:
     utterances = load(corpus).utterances
     assigned = assign(utterances, Speakers(), 2, 0)
     shards = {
-        site: (number, [u for u in shard_of(utterances, assigned, number) if u.split == "train"])
+        site: [u for u in shard_of(utterances, assigned, number) if u.split == "train"]
         for number, site in enumerate(("envoy", "envoy_two"), start=1)
     }
     return shards, ClipSet([u for u in utterances if u.split == "test"])
@@ -51,15 +51,15 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
         assert np.array_equal(evaluation.labels, truth)
     lines = run.metrics()
     assert set(zip(lines["site"], lines["round"], strict=True)) == {(name, n) for name in NAMES for n in (1, 2)}
-    assert set(lines["metric"]) == {"loss", "accuracy"}
+    assert set(lines["metric"]) == {"loss", "objective", "accuracy"}
     workers = [child.cmdline() for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
     assert not [command for command in workers if any("spawn_main" in part for part in command)]
     assert dict(os.environ) == environment
 
     # The pooled model is the simulation with one site that holds everything.
-    everything = ClipSet([u for _, own in shards.values() for u in own])
+    everything = ClipSet([u for own in shards.values() for u in own])
     model = build_model(config.model, config.training.seed, SUPERB_KS)
-    load_weights(model, federated_averaging(config, {"pooled": (0, everything)}, lambda *_: None))
+    load_weights(model, federated_averaging(config, {"pooled": everything}, lambda *_: None))
     assert evaluate(model, test).scalars() == pytest.approx(evaluations["pooled"].scalars(), rel=1e-4)
 
 
@@ -84,7 +84,7 @@ if __name__ == "__main__":
     utterances = load(Path(corpus)).utterances
     train = [u for u in utterances if u.split == "train"]
     config = ExperimentConfig(ModelRecipe(model), Training(rounds=100_000))
-    train_baselines(config, {"envoy": (1, train)}, ClipSet(utterances[:1]), Run(Path(run)), cores=1)
+    train_baselines(config, {"envoy": train}, ClipSet(utterances[:1]), Run(Path(run)), cores=1)
 """
 
 

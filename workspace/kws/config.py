@@ -203,6 +203,7 @@ class ExperimentConfig:
     update_format: str = setting("float32", one_of=UPDATE_FORMATS)
 
     def __post_init__(self) -> None:
+        check(self, "")
         cache = self.training.cache
         check(
             self,

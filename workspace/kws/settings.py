@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from operator import ge, gt, le, lt
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args
 
 
 class ConfigError(ValueError):
@@ -63,17 +63,15 @@ def with_values(config: Settings, values: Mapping[str, Any], group: str = "") ->
 
 def check(config: Any, group: str, *rules: tuple[bool, str]) -> None:
     """Hold every value to its setting, and the whole to rules, each of them what is wrong and how to say it."""
-    kinds = get_type_hints(type(config))
     problems = []
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
         limits, one_of = each.metadata.get("limits", {}), each.metadata.get("one_of", ())
-        allowed = get_args(kinds[each.name]) or (kinds[each.name],)
-        if type(value) is int and int not in allowed and float in allowed:
-            value = float(value) if abs(value) < 2**53 else math.inf
-        right = type(value) in allowed and (not one_of or value in one_of or value is None)
-        if right and type(value) in (int, float):
-            right = math.isfinite(value) and all(_WITHIN[name](value, limit) for name, limit in limits.items())
+        allowed: tuple[Any, ...] = get_args(each.type) or (each.type,)
+        kind = float if type(value) is int and int not in allowed else type(value)
+        right = kind in allowed and (not one_of or value in one_of or value is None)
+        if right and kind in (int, float):
+            right = abs(value) < 2**53 and all(_WITHIN[name](value, limit) for name, limit in limits.items())
         if not right:
             words = list(one_of) or [_KINDS.get(kind, kind.__name__) for kind in allowed if kind is not NoneType]
             words[-1] += "".join(f", {name} {limit}" for name, limit in limits.items())

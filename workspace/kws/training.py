@@ -18,6 +18,7 @@ from kws.clips import Clips, Keys, Numbers
 from kws.config import Training
 from kws.metrics import Evaluation
 from kws.model import Classifier
+from kws.models.heads import encoder_of
 
 EVALUATION_BATCH = 64
 WATCHED_STEPS = 100
@@ -30,13 +31,13 @@ class TrainingError(ArithmeticError):
 
 def build_optimizer(model: Classifier, training: Training) -> torch.optim.Optimizer:
     """The optimizer of what is trained: no weight decay on biases and norms, and the head's own rate, if it has one."""
-    encoder = f"{model.family.encoder}."
+    encoder = {id(parameter) for parameter in encoder_of(model.network).parameters()}
     rates = {False: training.learning_rate, True: training.head_learning_rate or training.learning_rate}
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.network.named_parameters():
+    for parameter in model.network.parameters():
         if parameter.requires_grad:
             decay = training.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rates[not name.startswith(encoder)], decay), []).append(parameter)
+            groups.setdefault((rates[id(parameter) not in encoder], decay), []).append(parameter)
     given = [{"params": own, "lr": rate, "initial_lr": rate, "weight_decay": decay}
              for (rate, decay), own in groups.items()]  # fmt: skip
     if training.optimizer == "sgd":

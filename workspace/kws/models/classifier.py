@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from kws.models.family import Family, ModelError
+from kws.models.heads import encoder_of, mean_over_time
 from kws.models.registry import FAMILIES
 
 
@@ -28,9 +29,19 @@ class Classifier(torch.nn.Module):
         names: Mapping[int, str] = self.network.config.id2label
         return tuple(names[number] for number in sorted(names))
 
+    def train(self, mode: bool = True) -> "Classifier":
+        """Training mode, but for what is frozen: it behaves as it does in evaluation, without dropout."""
+        super().train(mode)
+        if mode:
+            for module in self.network.modules():
+                weights = list(module.parameters())
+                if weights and not any(each.requires_grad for each in weights):
+                    module.eval()
+        return self
+
     def inputs(self, waveforms: torch.Tensor) -> dict[str, torch.Tensor]:
         """Raw waveforms float32 (batch, num_samples) -> what the network eats, by name; the batch comes first."""
-        return self.family.inputs(self.extractor, waveforms)
+        return self.family.inputs(self.network.config, self.extractor, waveforms)
 
     def logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What `inputs` gave -> logits float32 (batch, num_labels)."""
@@ -47,17 +58,20 @@ class Classifier(torch.nn.Module):
 
         Of all of them (the embedding and every layer) where the head weighs them, else of the last. Without dropout,
         whatever mode the model is in, and without gradients.
+
+        Raises:
+            ModelError: the head is not linear up to the mean over time.
         """
-        encoder = getattr(self.network, self.family.encoder)
-        training = encoder.training
-        encoder.eval()
+        self._refuse_adapter()
+        training = self.training
+        self.network.eval()
         try:
-            outputs = encoder(**inputs, output_hidden_states=self._weighs)
+            outputs = encoder_of(self.network)(**inputs, output_hidden_states=self._weighs)
         finally:
-            encoder.train(training)
+            self.train(training)
         states = outputs.hidden_states if self._weighs else (outputs.last_hidden_state,)
         mask = inputs.get("attention_mask")
-        return torch.stack([self.family.pool(self.network, state, mask) for state in states], dim=1)
+        return torch.stack([mean_over_time(self.network, state, mask) for state in states], dim=1)
 
     def logits_from_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
         """What `pooled` gave -> logits float32 (batch, num_labels), as `logits` up to rounding.
@@ -65,34 +79,46 @@ class Classifier(torch.nn.Module):
         Raises:
             ModelError: the head is not linear up to the mean over time.
         """
-        if self.network.config.__dict__.get("head") == "adapter":
-            raise ModelError("model.head is 'adapter', which works on every frame; its answer needs more than the mean")
+        self._refuse_adapter()
         mixed = pooled[:, 0]
         if self._weighs:
             mixed = (pooled * self.network.layer_weights.softmax(-1).unsqueeze(-1)).sum(dim=1)
-        logits: torch.Tensor = self.network.classifier(self.network.projector(mixed))
+        projected = self.network.projector(mixed) if hasattr(self.network, "projector") else mixed
+        logits: torch.Tensor = self.network.classifier(projected)
         return logits
 
     @torch.no_grad()
     def conv_features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the frozen feature encoder makes of the inputs: float32 (batch, frames, channels)."""
-        features: torch.Tensor = self.family.feature_encoder(self.network)(inputs["input_values"])
+        """What is the same for a clip as long as the feature encoder is frozen: float32, the batch first.
+
+        Its output (batch, frames, channels); of families that eat spectrograms, the spectrogram as it comes.
+        """
+        values = inputs[self.network.main_input_name]
+        if not self.family.hears_waveforms:
+            return values
+        features: torch.Tensor = encoder_of(self.network).feature_extractor(values)
         return features.transpose(1, 2)
 
     def logits_from_conv(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """What `conv_features` gave -> logits float32 (batch, num_labels).
 
-        mask: the inputs' attention_mask (batch, num_samples), or the number of ones in each row (batch, 1), which says
-        the same; None where the inputs have none.
+        mask: the inputs' attention_mask. Of families that hear waveforms the number of ones in each of its rows will
+        do, int64 (batch, 1). None where the inputs have none.
         """
-        encoder = self.family.feature_encoder(self.network)
-        encoder.forward = lambda _: features.transpose(1, 2)
+        inputs = {self.network.main_input_name: features} | ({} if mask is None else {"attention_mask": mask})
+        if not self.family.hears_waveforms:
+            return self.logits(inputs)
+        front = encoder_of(self.network).feature_extractor
+        front.forward = lambda _: features.transpose(1, 2)  # hides the method of its class for this one call
         try:
-            masked = {} if mask is None else {"attention_mask": mask}
-            return self.logits({"input_values": features} | masked)
+            return self.logits(inputs)
         finally:
-            del encoder.forward
+            del front.forward
 
     @property
     def _weighs(self) -> bool:
-        return bool(self.network.config.use_weighted_layer_sum)
+        return bool(getattr(self.network.config, "use_weighted_layer_sum", False))
+
+    def _refuse_adapter(self) -> None:
+        if hasattr(self.network, "adapter"):
+            raise ModelError("model.head is 'adapter', which works on every frame: the mean over time is not enough")

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Wav2Vec2FeatureExtractor
+import transformers
 
 from kws.sound import sound_mask, standardise
+
+DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
 
 
 class ModelError(ValueError):
@@ -17,40 +19,104 @@ class ModelError(ValueError):
 class Family:
     """Networks that hear the waveform through a stack of convolutions, as Wav2Vec2 does; others override.
 
-    library: the class in Transformers that `AutoModelForAudioClassification` gives for this model type.
-    encoder: the attribute of that class that holds the pretrained network.
-    dropouts: the names in its configuration of what `ModelRecipe.dropout` sets.
+    library:  the class in Transformers that `AutoModelForAudioClassification` gives for this model type.
+    encoder:  where that class has the pretrained network; the rest is the head.
+    front:    where the encoder has its feature encoder, which stands before the transformer and is frozen by default.
+    layers:   where the encoder has its transformer layers.
+    behind:   what of the encoder stands behind the last hidden state; a weighted sum of the states does not read it.
+    unread:   what of the encoder is not read at all.
+    lora:     the linear maps, by the end of their names, that LoRA adds to.
+    dropouts: the names in the configuration of what `ModelRecipe.dropout` sets.
+    masks:    whether the classifier has SpecAugment.
+    extractor: its feature extractor's class.
+    prefix:   what the names of the encoder's tensors begin with, where the library has that wrong.
     """
 
     library: str
     encoder: str
-    dropouts: tuple[str, ...] = (
-        "hidden_dropout",
-        "attention_dropout",
-        "activation_dropout",
-        "feat_proj_dropout",
-        "final_dropout",
-    )
+    front: tuple[str, ...] = ("feature_extractor",)
+    layers: str = "encoder.layers"
+    behind: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ("q_proj", "v_proj")
+    dropouts: tuple[str, ...] = DROPOUTS
+    masks: bool = True
+    prefix: str | None = None
+    extractor: str = "Wav2Vec2FeatureExtractor"
 
-    def extractor(self, config: Any) -> Any:
-        """The feature extractor for a checkpoint that comes without one."""
-        return Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=config.feat_extract_norm == "layer")
+    @property
+    def extractor_class(self) -> Any:
+        """The class of its feature extractor."""
+        return getattr(transformers, self.extractor)
 
-    def inputs(self, extractor: Any, waveforms: torch.Tensor) -> dict[str, torch.Tensor]:
+    @property
+    def hears_waveforms(self) -> bool:
+        """Whether the network eats waveforms, not spectrograms."""
+        return "feature_extractor" in self.front
+
+    def default_extractor(self, config: Any) -> Any:
+        """The feature extractor of a checkpoint that comes without one, 16 kHz."""
+        mask = getattr(config, "feat_extract_norm", "layer") == "layer"
+        return self.extractor_class(do_normalize=True, return_attention_mask=mask)
+
+    def inputs(self, config: Any, extractor: Any, waveforms: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the network eats: from raw waveforms, float32 (batch, num_samples), what the extractor makes of them."""
-        mask = sound_mask(waveforms) if extractor.return_attention_mask else None
-        values = standardise(waveforms, mask) if extractor.do_normalize else waveforms
-        return {"input_values": values} if mask is None else {"input_values": values, "attention_mask": mask}
+        if not extractor.return_attention_mask:
+            return {"input_values": standardise(waveforms) if extractor.do_normalize else waveforms}
+        mask = self.sound(config, waveforms)
+        return {
+            "input_values": standardise(waveforms, mask) if extractor.do_normalize else waveforms,
+            "attention_mask": mask,
+        }
 
-    def feature_encoder(self, network: Any) -> torch.nn.Module:
-        """What stands before the transformer and is frozen by default."""
-        found: torch.nn.Module = getattr(network, self.encoder).feature_extractor
-        return found
+    def sound(self, config: Any, waveforms: torch.Tensor) -> torch.Tensor:
+        """1 for sound, 0 for the padding behind it; a clip with less sound than the network needs counts as a whole."""
+        mask = sound_mask(waveforms)
+        return mask.masked_fill(mask.sum(dim=-1, keepdim=True) < self.least_samples(config), 1)
 
-    def pool(self, network: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Mean over time, as the library's class takes it: (batch, frames, hidden) -> (batch, hidden)."""
-        if mask is None:
-            return hidden.mean(dim=1)
-        valid = network._get_feature_vector_attention_mask(hidden.shape[1], mask).unsqueeze(-1)
-        mean: torch.Tensor = (hidden * valid).sum(dim=1) / valid.sum(dim=1)
-        return mean
+    def frames(self, config: Any, num_samples: int) -> int:
+        """Frames that the transformer gets for a clip."""
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            num_samples = (num_samples - kernel) // stride + 1
+        return num_samples
+
+    def least_samples(self, config: Any) -> int:
+        """The shortest clip that the network can hear."""
+        length = int(getattr(config, "squeeze_factor", 1))  # SEW joins so many frames before its transformer
+        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+            length = (length - 1) * stride + kernel
+        return length
+
+    def not_read(self, config: Any) -> tuple[str, ...]:
+        """What of the encoder the classifier passes by, by the start of the names: it cannot be trained."""
+        masked = () if getattr(config, "apply_spec_augment", False) else ("masked_spec_embed",)
+        if not getattr(config, "use_weighted_layer_sum", False):
+            return self.unread + masked
+        last_norm = ("encoder.layer_norm.",) if getattr(config, "do_stable_layer_norm", False) else ()
+        return self.unread + masked + self.behind + last_norm
+
+    def misfit(self, config: Any, extractor: Any, num_samples: int) -> str | None:
+        """Why extractor, network and clips of this length do not go together, or None where they do."""
+        return None
+
+    def cut_positions(self, network: Any, num_samples: int) -> Any:
+        """Cut the network, in place, to clips of this length; returns the feature extractor that goes with it.
+
+        Raises:
+            ModelError: the network has nothing to cut.
+        """
+        raise ModelError("model.cut_positions is for Whisper, which pads every clip to 30 s; leave it out")
+
+
+class SpectrogramFamily(Family):
+    """Networks that eat spectrograms, made by their own feature extractor."""
+
+    def inputs(self, config: Any, extractor: Any, waveforms: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the extractor makes of each waveform."""
+        clips = list(waveforms.cpu().numpy())
+        made = extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+        return {name: values.to(waveforms.device) for name, values in made.items()}
+
+    def least_samples(self, config: Any) -> int:
+        """One window of 25 ms."""
+        return 400

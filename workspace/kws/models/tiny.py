@@ -1,48 +1,61 @@
 """The small network that is trained from scratch."""
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import Wav2Vec2Config
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
+from kws.config import ModelRecipe
 from kws.models.labels import label_maps
+from kws.models.loading import head_settings, masking, network_class
+from kws.models.registry import FAMILIES
+from shard_descriptors.corpus import ClipFormat
 
 PHASES = 4
 """Kernels per mel band in the first convolution."""
 
 
-def tiny_config(dropout: float, labels: Sequence[str]) -> Wav2Vec2Config:
+def tiny(recipe: ModelRecipe, form: ClipFormat) -> tuple[Any, Any]:
+    """The network, untrained, and its feature extractor."""
+    settings = head_settings(recipe) | masking(recipe)
+    network = network_class(FAMILIES["wav2vec2"], recipe)(tiny_config(recipe, form, settings))
+    start_from_mel_bands(network.wav2vec2.feature_extractor.conv_layers[0].conv, form.sample_rate)
+    return network, Wav2Vec2FeatureExtractor(
+        sampling_rate=form.sample_rate, do_normalize=True, return_attention_mask=False
+    )
+
+
+def tiny_config(recipe: ModelRecipe, form: ClipFormat, settings: dict[str, Any]) -> Wav2Vec2Config:
     """A network of 0.34 M parameters, small enough to be trained from scratch on a CPU within minutes.
 
     The first convolution sees 25 ms every 10 ms, as speech front ends do; the others bring that to one frame in 40 ms.
     """
-    return Wav2Vec2Config(
-        conv_dim=(40 * PHASES, 96, 128),
-        conv_kernel=(400, 3, 3),
-        conv_stride=(160, 2, 2),
-        conv_bias=True,
-        feat_extract_norm="layer",
-        feat_extract_activation="relu",
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=8,
-        hidden_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=192,
-        do_stable_layer_norm=True,
-        initializer_range=0.12,
-        use_weighted_layer_sum=True,
-        classifier_proj_size=96,
-        hidden_dropout=dropout,
-        feat_proj_dropout=dropout / 2,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        final_dropout=0.0,
-        layerdrop=0.0,
-        apply_spec_augment=False,
-        **label_maps(labels),
-    )
+    made: dict[str, Any] = {
+        "conv_dim": (40 * PHASES, 96, 128),
+        "conv_kernel": (400, 3, 3),
+        "conv_stride": (160, 2, 2),
+        "conv_bias": True,
+        "feat_extract_norm": "layer",
+        "feat_extract_activation": "relu",
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 8,
+        "hidden_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "do_stable_layer_norm": True,
+        "initializer_range": 0.12,
+        "use_weighted_layer_sum": True,
+        "classifier_proj_size": 96,
+        "hidden_dropout": recipe.dropout,
+        "feat_proj_dropout": recipe.dropout / 2,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "final_dropout": 0.0,
+        "layerdrop": 0.0,
+    }
+    return Wav2Vec2Config(**made | settings | label_maps(form.labels))
 
 
 def start_from_mel_bands(convolution: torch.nn.Conv1d, sample_rate: int) -> None:
