@@ -5,7 +5,7 @@
 READY := .venv/ready
 PY := .venv/bin/python
 
-demo: $(READY)  ## a whole federation on this machine; DATA=folder for real recordings, BASELINES=0 to leave them out
+demo: $(READY)  ## a whole federation on this machine; DATA=folder for real recordings, MODEL=name or folder, PRESET=name, BASELINES=0
 	@.venv/bin/kws demo
 
 CHECK = $(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy && $(PY) -m pytest

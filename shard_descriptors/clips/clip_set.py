@@ -1,10 +1,10 @@
 """Utterances as waveforms, by number: decoded once into a file that is mapped into memory."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache as remembered
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from tqdm import tqdm
 
 from shard_descriptors.clips.audio import AudioError, read_clip
 from shard_descriptors.clips.cache import cache_folder
-from shard_descriptors.clips.packed import SUFFIX, Samples, packed
+from shard_descriptors.clips.packed import kept
 from shard_descriptors.corpus import SUPERB_KS, ClipFormat
 from shard_descriptors.utterances import Utterance
 
-logger = logging.getLogger(__name__)
+Samples = npt.NDArray[np.int16]
 
 DECODER_VERSION = 1  # raise it with any change to what a decoded clip is: it names the packed files
 FULL_SCALE = np.float32(32768)
+KEY_SAMPLES = 1024
+"""Of the middle of a clip: more than are ever alike in two recordings."""
 
 
 class ClipSet:
@@ -57,21 +59,40 @@ class ClipSet:
         """Without the samples: another process maps the same file."""
         return self.__dict__ | {"_packed": None, "_prepared": False}
 
+    @cached_property
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """A number for each clip, the same wherever it lies: uint64 (n,); from its name, its place and its sound.
+
+        Of the sound, so that recordings of two owners who number theirs alike are not taken for each other.
+
+        AudioError names a file that cannot be used.
+        """
+        self.prepare()
+        keys = np.empty(len(self), dtype=np.uint64)
+        for number, (utterance, length) in enumerate(zip(self.utterances, self._lengths.tolist(), strict=True)):
+            digest = hashlib.blake2b(f"{utterance.start} {length} {utterance.name}".encode(), digest_size=8)
+            digest.update(self._samples(number)[length // 2 :][:KEY_SAMPLES].tobytes())
+            keys[number] = int.from_bytes(digest.digest())
+        return keys
+
     def read(
-        self, numbers: npt.NDArray[np.int64] | Sequence[int], generator: np.random.Generator | None = None
+        self, numbers: npt.NDArray[np.int64] | Sequence[int], places: npt.NDArray[np.float64] | None = None
     ) -> npt.NDArray[np.float32]:
         """Waveforms of the clips with these numbers: float32 (len(numbers), num_samples), in [-1, 1].
 
-        An utterance that is shorter than a clip is padded with zeros on the right. Of a longer one it is a part that
-        `generator` draws, one draw for each; its beginning without a generator.
+        An utterance that is shorter than a clip is padded with zeros on the right. Of a longer one it is a part, which
+        begins where `places` says for each: from 0, its beginning (which it is without places), to below 1, the last
+        place from which there is a whole clip.
 
         AudioError names a file that cannot be used.
         """
         self.prepare()
         clips = np.zeros((len(numbers), self.format.num_samples), dtype=np.float32)
-        for clip, number in zip(clips, numbers, strict=True):
-            spare = self._lengths[number] - len(clip)
-            first = generator.integers(spare + 1) if generator is not None and spare > 0 else 0
+        firsts = np.zeros(len(numbers), dtype=np.int64)
+        if places is not None:
+            spare = np.maximum(self._lengths[np.asarray(numbers, dtype=np.int64)] - self.format.num_samples, 0)
+            firsts = (places * (spare + 1)).astype(np.int64)
+        for clip, number, first in zip(clips, numbers, firsts, strict=True):
             samples = self._samples(int(number))[first : first + len(clip)]
             np.divide(samples, FULL_SCALE, out=clip[: len(samples)])
         return clips
@@ -83,18 +104,19 @@ class ClipSet:
         """
         if self._prepared or not self.utterances:
             return
-        folder = self.cache or cache_folder() / "clips"
-        path = folder / f"{self._key()}{SUFFIX}"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds recordings
-            self._packed = packed(path, self._decoded)
-        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            logger.warning(
-                "Decoded clips cannot be kept in %s (%s): each is decoded whenever it is read, which is slower. "
-                "Set KWS_CACHE to a folder that can be written and has %.0f MB free.",
-                folder, getattr(error, "strerror", None) or error, 1 + 2 * self._lengths.sum() / 1e6,
-            )  # fmt: skip
+        self._packed = kept(
+            self.folder / f"{self.digest()}.int16",
+            self._decoded,
+            2 * int(self._lengths.sum()),
+            "Decoded clips",
+            "each is decoded whenever it is read",
+        )
         self._prepared = True
+
+    @property
+    def folder(self) -> Path:
+        """Where the packed clips lie, and what a model has made of them."""
+        return self.cache or cache_folder() / "clips"
 
     def _samples(self, number: int) -> Samples:
         if self._packed is None:
@@ -113,8 +135,11 @@ class ClipSet:
         for number in tqdm(range(len(self)), desc="decoding", unit="clip", delay=1, mininterval=0.5):
             yield self._decode(number)
 
-    def _key(self) -> str:
-        """Names all that the samples depend on: the format, and which parts of which files as they are now."""
+    def digest(self) -> str:
+        """Names all that the samples depend on: the format, and which parts of which files as they are now.
+
+        AudioError names a file that is not there.
+        """
         stat = remembered(os.stat)
         digest = hashlib.sha256(f"{DECODER_VERSION} {self.format.sample_rate}".encode())
         for utterance, length in zip(self.utterances, self._lengths.tolist(), strict=True):

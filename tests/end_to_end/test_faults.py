@@ -23,7 +23,7 @@ import lab.submission
 from federation.errors import ExperimentFailed, SubmissionRefused
 from federation.notebook.handle import FederationHandle
 from federation.site.client import INSTEAD_OF, PROCESS
-from kws.config import ExperimentConfig, ModelRecipe
+from lab.presets import preset
 from shard_descriptors.corpus import SUPERB_KS
 
 CARRIED = 1.5 * (1 + 1.5 + 1.75)
@@ -180,7 +180,7 @@ def test_a_model_that_is_not_there_is_told_in_the_notebook(toys: ToyFederation, 
         (tmp_path / "lost", "there is no folder"),
         (tmp_path, "does not hold a whole model"),
     ):
-        config = ExperimentConfig(model=ModelRecipe(str(folder)))
+        config = preset(model=str(folder))
         with pytest.raises(SubmissionRefused, match=words):
             lab.submission.submit(federation, config, "lost", SUPERB_KS)
     assert federation.attach("lost").status() == "unknown"

@@ -68,7 +68,7 @@ def test_real_processes_compute_what_the_reference_computes(
     utterances = load(tiny_corpus).utterances
     assigned = assign(utterances, Speakers(), 2, 3)
     own = {
-        name: (number, ClipSet([u for u in shard_of(utterances, assigned, number) if u.split == "train"]))
+        name: ClipSet([u for u in shard_of(utterances, assigned, number) if u.split == "train"])
         for name, number in SITES.items()
     }
     reference = federated_averaging(config, own, report)

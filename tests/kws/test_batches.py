@@ -2,21 +2,18 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
-from small_network import UNCHANGED, Tones, quick
-from transformers import Wav2Vec2FeatureExtractor
+from small_network import UNCHANGED, Tones, plain, quick
 
-from kws.batches import Batch, balanced, in_order, mixed, moved, prefetched, shuffled, sound_mask, standardise
-from kws.config import Augmentation
-
-NONE = np.array([], dtype=np.int64)
+from kws.batches import Batch, Heard, balanced, digest, epoch, hearings, in_order, prefetched, steps, steps_in_epoch
+from kws.config import Augmentation, Training
+from kws.sound import drawn
 
 
 def numbered(count: int) -> Tones:
@@ -24,106 +21,140 @@ def numbered(count: int) -> Tones:
     return Tones(np.repeat(np.arange(1, count + 1, dtype=np.float32)[:, None], 8, axis=1), np.arange(count))
 
 
-@quick
-@given(st.integers(1, 40), st.integers(1, 16), st.integers(0, 2**32), st.booleans())
-def test_every_clip_exactly_once_with_its_own_label(count: int, size: int, seed: int, with_noise: bool) -> None:
-    clips = numbered(count)
-    noise = np.arange(count) if with_noise else NONE
-    for batches in (
-        list(in_order(clips, size)),
-        list(shuffled(clips, size, UNCHANGED, noise, np.random.default_rng(seed))),
-    ):
-        assert all(len(batch.labels) == size for batch in batches[:-1])
-        labels = torch.cat([batch.labels for batch in batches])
-        waveforms = torch.cat([batch.waveforms for batch in batches])
-        assert Counter(labels.tolist()) == Counter(range(count))
-        assert (waveforms == (labels + 1)[:, None]).all()
-    assert torch.cat([batch.labels for batch in in_order(clips, size)]).tolist() == list(range(count))
+def labels_of(batches: list[Batch]) -> list[int]:
+    return torch.cat([batch.labels for batch in batches]).tolist()
 
 
-def test_the_same_generator_gives_the_same_batches_and_another_epoch_others() -> None:
-    clips = Tones.make(40)
-    noise = np.flatnonzero(clips.labels == 10)
+def waveforms_of(batches: list[Batch]) -> torch.Tensor:
+    return torch.cat([batch.inputs["waveforms"] for batch in batches])
 
-    def epochs(seed: int) -> list[torch.Tensor]:
-        generator = np.random.default_rng(seed)
-        return [
-            torch.cat([batch.waveforms for batch in shuffled(clips, 8, Augmentation(), noise, generator)])
-            for _ in range(2)
-        ]
 
-    first, second = epochs(0)
-    assert torch.equal(first, epochs(0)[0])
-    assert torch.equal(second, epochs(0)[1])
-    assert not torch.equal(first, second)
-    assert not torch.equal(first, epochs(1)[0])
+SIZES = {"count": st.integers(1, 40), "size": st.integers(1, 16), "accumulation": st.integers(1, 3)}
 
 
 @quick
-@given(arrays.arrays(np.float32, (3, 64), elements=st.floats(-1, 1, width=32)), st.integers(0, 2**32))
-def test_moving_keeps_shape_and_kind_and_nothing_is_identity(waveforms: np.ndarray, seed: int) -> None:
-    given_waveforms = torch.from_numpy(waveforms.copy())
-    strong = Augmentation(max_shift=0.5, max_speed=0.5)
-    changed = moved(given_waveforms, strong, np.random.default_rng(seed), 16_000)
-    assert changed.shape == given_waveforms.shape
-    assert changed.dtype == torch.float32
-    assert changed.isfinite().all()
-    assert torch.equal(moved(given_waveforms, UNCHANGED, np.random.default_rng(seed), 16_000), given_waveforms)
-    assert torch.equal(given_waveforms, torch.from_numpy(waveforms))
+@given(seed=st.integers(0, 2**32 - 1), **SIZES)
+def test_every_clip_exactly_once_an_epoch_with_its_own_label(
+    count: int, size: int, accumulation: int, seed: int
+) -> None:
+    clips, training = numbered(count), plain(batch_size=size, accumulation=accumulation, seed=seed)
+    made = list(steps(Heard(clips), training, 0, steps_in_epoch(training, count)))
+    batches = [batch for step in made for batch in step]
+    assert all(len(step) == accumulation for step in made[:-1])
+    assert all(len(batch.labels) == size for batch in batches[:-1])
+    assert Counter(labels_of(batches)) == Counter(range(count))
+    assert (waveforms_of(batches) == torch.tensor(labels_of(batches))[:, None] + 1).all()
+    one_by_one = list(in_order(Heard(clips), size))
+    assert labels_of(one_by_one) == list(range(count))
 
 
-def test_the_order_is_random_and_follows_the_generator() -> None:
-    def order(seed: int) -> list[int]:
-        batches = shuffled(numbered(40), 8, UNCHANGED, NONE, np.random.default_rng(seed))
-        return torch.cat([batch.labels for batch in batches]).tolist()
+@quick
+@given(cuts=st.lists(st.integers(0, 60), max_size=6), **SIZES)
+def test_any_cut_of_the_steps_is_the_same_training(cuts: list[int], count: int, size: int, accumulation: int) -> None:
+    """Rounds of any length go on where the last one stopped, without a state, and hear every clip equally often."""
+    heard = Heard(Tones.make(count), Augmentation())
+    training = plain(batch_size=size, accumulation=accumulation)
+    edges = sorted({0, 60, *cuts})
+    whole = [batch for step in steps(heard, training, 0, 60) for batch in step]
+    parts = [batch for first, last in pairwise(edges) for step in steps(heard, training, first, last) for batch in step]
+    assert labels_of(parts) == labels_of(whole)
+    assert torch.equal(waveforms_of(parts), waveforms_of(whole))
 
-    assert order(0) == order(0)
-    assert order(0) != order(1)
-    assert order(0) != sorted(order(0))
+
+def order(count: int = 40, number: int = 0, **changes: object) -> list[int]:
+    return epoch(Heard(numbered(count)), plain(**changes), number)[0].tolist()
 
 
-def test_a_shift_moves_the_sound_by_no_more_than_allowed() -> None:
-    clicks = torch.zeros(200, 1600)
-    clicks[:, 800] = 1
-    shifted = moved(clicks, replace(UNCHANGED, max_shift=0.01), np.random.default_rng(0), 16_000)
-    distances = shifted.abs().argmax(dim=1) - 800
-    assert distances.abs().max() <= 161
-    assert distances.min() < -100
-    assert distances.max() > 100
+def test_the_order_is_random_by_seed_and_epoch() -> None:
+    assert order() == order()
+    assert order() != sorted(order())
+    assert order() != order(seed=1)
+    assert order() != order(number=1)
+
+
+def test_sites_with_other_clips_draw_otherwise() -> None:
+    """Whatever they call their recordings, and though each of them may be "shard 1 of 1"."""
+    generator = np.random.default_rng(0)
+    keys = generator.integers(0, 2**64, (50, 20), dtype=np.uint64)
+    sites = [digest(site) for site in (*keys, keys[0, :-1], keys.reshape(-1))]
+    assert len(set(sites)) == len(sites)
+    assert digest(keys[0]) == digest(generator.permutation(keys[0]))
+    north, south = (Tones.make(40, seed=seed) for seed in (0, 1))
+    assert epoch(Heard(north), plain(), 0)[0].tolist() != epoch(Heard(south), plain(), 0)[0].tolist()
 
 
 class Watched(Tones):
     """Notes which clips are read, and by which thread."""
 
-    def read(self, numbers: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+    def read(self, numbers: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
         self.__dict__.setdefault("seen", []).append((numbers.tolist(), threading.current_thread()))
-        return super().read(numbers, generator)
+        return super().read(numbers, places)
+
+
+def test_what_a_clip_sounds_like_depends_on_no_batch_and_no_site() -> None:
+    """Its n-th hearing is the same to the bit among all clips, in small batches, and at a site with half of them."""
+    everything = Tones.make(60)
+    without_noise = Augmentation(noise_probability=0.0)  # what is mixed in is the site's own silence
+
+    def heard(clips: Tones, number: int, **changes: object) -> dict[int, torch.Tensor]:
+        training = plain(**changes)
+        count = steps_in_epoch(training, len(clips))
+        made = list(steps(Heard(clips, without_noise), training, number * count, (number + 1) * count))
+        waveforms = waveforms_of([batch for step in made for batch in step])
+        return dict(zip(clips.keys[epoch(Heard(clips), training, number)[0]].tolist(), waveforms, strict=True))
+
+    half = Tones(everything.waveforms[10:40], everything.labels[10:40])
+    first = heard(everything, 0)
+    for other in (heard(everything, 0, batch_size=7, accumulation=2), heard(half, 0, batch_size=1)):
+        assert all(torch.equal(waveform, first[key]) for key, waveform in other.items())
+    for other in (heard(everything, 1), heard(everything, 0, seed=1)):
+        assert not any(torch.equal(waveform, first[key]) for key, waveform in other.items())
+
+
+@quick
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 2**32 - 1), st.integers(0, 10**6))
+def test_every_hearing_has_a_key_of_its_own_whatever_is_heard_beside_it(
+    clips: list[int], seed: int, number: int
+) -> None:
+    keys = hearings(np.array(clips, dtype=np.uint64), seed, number)
+    assert len(set(keys.tolist())) == len(clips)
+    again = hearings(np.array([9, *clips], dtype=np.uint64), seed, number)
+    assert again[1:].tolist() == keys.tolist()
+
+
+def test_the_numbers_drawn_are_even_and_independent() -> None:
+    generator = np.random.default_rng(0)
+    many = hearings(generator.integers(0, 2**64, 20_000, dtype=np.uint64), 0, 0)
+    numbers = drawn(many, 7)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    counts = np.apply_along_axis(lambda column: np.histogram(column, 20, (0, 1))[0], 0, numbers)
+    np.testing.assert_allclose(counts, 1000, atol=6 * np.sqrt(1000))
+    later = drawn(hearings(many, 0, 1), 7)
+    correlations = np.corrcoef(np.hstack([numbers, later]), rowvar=False) - np.eye(14)
+    assert np.abs(correlations).max() < 6 / np.sqrt(20_000)
+    assert drawn(many[:2], 3).tolist() == drawn(many[:2], 7)[:, :3].tolist()
 
 
 def test_noise_is_mixed_into_its_share_of_the_clips_at_the_ratio_asked_for_and_read_for_these_alone() -> None:
     generator = np.random.default_rng(0)
     sound = generator.normal(0, 0.1, (400, 1600)).astype(np.float32)
-    clips = Watched(np.concatenate([sound, 5 * sound[:20]]), np.arange(420))
-    noise = np.arange(400, 420)
+    labels = np.array([0] * 400 + [10] * 20)  # 10 is silence
+    clips = Watched(np.concatenate([sound, 5 * sound[:20]]), labels)
     settings = replace(UNCHANGED, noise_probability=0.5, min_snr_db=5.0, max_snr_db=10.0)
-    batches = list(shuffled(clips, 16, settings, noise, generator))
-    order = torch.cat([batch.labels for batch in batches])
+    training = plain(batch_size=16)
+    order, _ = epoch(Heard(clips), training, 0)
+    batches = [batch for step in steps(Heard(clips, settings), training, 0, 27) for batch in step]
     before = torch.from_numpy(clips.waveforms)[order]
-    added = torch.cat([batch.waveforms for batch in batches]) - before
+    added = waveforms_of(batches) - before
     noisy = added.abs().amax(dim=1) > 1e-6
     assert 0.4 < noisy.float().mean() < 0.6
     ratio = 20 * torch.log10(before[noisy].square().mean(dim=1).sqrt() / added[noisy].square().mean(dim=1).sqrt())
     assert ratio.min() > 4.9
     assert ratio.max() < 10.1
-    drawn = [numbers for numbers, _ in clips.seen[1::2]]  # every batch is read first, and then its noise
-    assert sum(len(numbers) for numbers in drawn) == noisy.sum()
-    assert {number for numbers in drawn for number in numbers} <= set(noise.tolist())
-
-
-def test_noise_is_added_at_the_ratio() -> None:
-    clips, noise = torch.full((2, 100), 0.5), torch.full((2, 100), 0.1)
-    torch.testing.assert_close(mixed(clips, noise, torch.tensor([[20.0], [0.0]]))[:, 0], torch.tensor([0.55, 1.0]))
-    assert torch.equal(mixed(clips, torch.zeros(2, 100), torch.zeros(2, 1)), clips)  # silence has no level to adjust
+    read = [numbers for numbers, _ in clips.seen[1::2]]  # every batch is read first, and then its noise
+    assert sum(len(numbers) for numbers in read) == noisy.sum()
+    assert set(range(400, 420)) >= {number for numbers in read for number in numbers} > {400, 419}
 
 
 LABEL_LISTS = st.lists(st.sampled_from([0, 3, 11]), min_size=1, max_size=60).map(np.array)
@@ -162,27 +193,32 @@ def test_balanced_draws_reach_every_clip_of_a_label_alike() -> None:
 
 
 def test_a_balanced_epoch_is_as_long_as_another_and_seeded() -> None:
-    clips = Tones.make(30)
-
     def labels(seed: int) -> list[list[int]]:
-        batches = shuffled(clips, 8, UNCHANGED, NONE, np.random.default_rng(seed), "balanced")
-        return [batch.labels.tolist() for batch in batches]
+        training = plain(sampling="balanced", seed=seed)
+        made = steps(Heard(Tones.make(30)), training, 0, steps_in_epoch(training, 30))
+        return [batch.labels.tolist() for step in made for batch in step]
 
     assert [len(batch) for batch in labels(0)] == [8, 8, 8, 6]
     assert labels(0) == labels(0)
     assert labels(0) != labels(1)
 
 
+def test_a_clip_that_is_drawn_twice_sounds_otherwise_the_second_time() -> None:
+    clips = Tones.make(3)
+    training = plain(sampling="balanced", batch_size=3)
+    heard = waveforms_of([batch for step in steps(Heard(clips, Augmentation()), training, 0, 20) for batch in step])
+    assert len(torch.unique(heard, dim=0)) == 60
+
+
 @pytest.mark.parametrize("sampling", ["all", "balanced"])
 def test_prefetched_batches_are_the_same_and_come_from_a_thread_that_ends(sampling: str) -> None:
-    def epoch(clips: Tones) -> Iterator[Batch]:
-        noise = np.flatnonzero(clips.labels == 10)
-        return shuffled(clips, 8, Augmentation(), noise, np.random.default_rng(3), sampling)
+    def some(clips: Tones) -> Iterator[list[Batch]]:
+        return steps(Heard(clips, Augmentation()), Training(batch_size=8, sampling=sampling), 0, 13)
 
     made = Tones.make(100)
     watched = Watched(made.waveforms, made.labels)
-    for here, there in zip(epoch(made), prefetched(epoch(watched)), strict=True):
-        assert torch.equal(here.waveforms, there.waveforms)
+    for (here,), (there,) in zip(some(made), prefetched(some(watched)), strict=True):
+        assert torch.equal(here.inputs["waveforms"], there.inputs["waveforms"])
         assert torch.equal(here.labels, there.labels)
     (thread,) = {thread for _, thread in watched.seen}
     assert thread is not threading.current_thread()
@@ -200,7 +236,7 @@ def test_the_next_batch_is_prepared_while_one_is_in_use_and_no_more() -> None:
                 second.set()
             yield number
 
-    coming = prefetched(batches())  # type: ignore[arg-type]
+    coming = prefetched(batches())
     assert next(coming) == 0
     assert second.wait(10)
     assert made == [0, 1]
@@ -210,7 +246,7 @@ def test_the_next_batch_is_prepared_while_one_is_in_use_and_no_more() -> None:
 def test_the_thread_ends_with_a_loop_that_is_left_early() -> None:
     clips = Tones.make(40)
     watched = Watched(clips.waveforms, clips.labels)
-    for _ in islice(prefetched(in_order(watched, 8)), 2):
+    for _ in islice(prefetched(in_order(Heard(watched), 8)), 2):
         pass
     assert not any(thread.is_alive() for _, thread in watched.seen)
     assert len(watched.seen) == 3
@@ -218,7 +254,7 @@ def test_the_thread_ends_with_a_loop_that_is_left_early() -> None:
 
 def test_an_error_in_the_thread_reaches_the_loop_in_its_place() -> None:
     def batches() -> Iterator[Batch]:
-        yield from in_order(Tones.make(16), 8)
+        yield from in_order(Heard(Tones.make(16)), 8)
         raise ValueError("broken.wav")
 
     coming, threads = prefetched(batches()), threading.active_count()
@@ -226,41 +262,3 @@ def test_an_error_in_the_thread_reaches_the_loop_in_its_place() -> None:
     with pytest.raises(ValueError, match=r"broken\.wav"):
         next(coming)
     assert threading.active_count() == threads
-
-
-def test_standardise_is_what_the_feature_extractor_does() -> None:
-    generator = np.random.default_rng(0)
-    waveforms = generator.normal(0.2, [[0.01], [0.3], [0]], (3, 16_000)).astype(np.float32)
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
-    theirs = extractor(list(waveforms), sampling_rate=16_000, return_tensors="pt")["input_values"]
-    torch.testing.assert_close(standardise(torch.from_numpy(waveforms)), theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_standardise_with_a_mask_is_what_the_feature_extractor_does_with_padding() -> None:
-    generator = np.random.default_rng(0)
-    waveforms = [generator.normal(0.2, 0.1, length).astype(np.float32) for length in (1600, 900)]
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
-    theirs = extractor(waveforms, sampling_rate=16_000, return_tensors="pt", padding=True)
-    padded = torch.zeros(2, 1600)
-    for row, waveform in enumerate(waveforms):
-        padded[row, : len(waveform)] = torch.from_numpy(waveform)
-    mask = sound_mask(padded)
-    assert torch.equal(mask, theirs["attention_mask"].long())
-    torch.testing.assert_close(standardise(padded, mask), theirs["input_values"], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("waveform", "expected"),
-    [
-        ([0.1, 0.2, 0.3], [1, 1, 1]),
-        ([0.1, 0.2, 0.0], [1, 1, 0]),
-        ([0.0, -0.2, 0.0], [1, 1, 0]),
-        ([0.1, 0.0, 0.2], [1, 1, 1]),
-        ([0.1, -0.1, 0.0], [1, 1, 0]),
-        ([0.0, 0.0, 0.0], [0, 0, 0]),
-    ],
-)
-def test_sound_mask_ends_with_the_last_sound(waveform: list[float], expected: list[int]) -> None:
-    mask = sound_mask(torch.tensor([waveform, [1.0, 1.0, 1.0]]))
-    assert mask.tolist() == [expected, [1, 1, 1]]
-    assert mask.dtype == torch.int64

@@ -1,12 +1,13 @@
-from contextlib import suppress
+import json
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_network import quick
+from small_network import UNCHANGED, plain, quick
 
 from federation.wire.updates import FORMATS
-from kws.config import UPDATE_FORMATS, Augmentation, ConfigError, ExperimentConfig, ModelRecipe, Training, changed
+from kws.config import UPDATE_FORMATS, Augmentation, ConfigError, ExperimentConfig, ModelRecipe, Training
 from kws.metrics import METRICS
 
 
@@ -20,8 +21,10 @@ def test_every_wrong_value_is_reported_together() -> None:
         assert any(f"training.{name} is {given_value};" in line for line in problems), name
     with pytest.raises(ConfigError) as caught:
         Augmentation(max_shift=-0.1, noise_probability=1.5)
-    assert "max_shift" in str(caught.value)
-    assert "noise_probability" in str(caught.value)
+    assert str(caught.value).splitlines() == [
+        "augmentation.max_shift is -0.1; allowed: a number, at least 0, below 1",
+        "augmentation.noise_probability is 1.5; allowed: a number, at least 0, at most 1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,28 @@ def test_every_wrong_value_is_reported_together() -> None:
         (Training, {"seed": 0.5}),
         (Training, {"sampling": "some"}),
         (Training, {"sampling": None}),
+        (Training, {"seed": 2**32}),
+        (Training, {"seed": 20261125123456}),
+        (Training, {"rounds": True}),
+        (Training, {"learning_rate": "1e-3"}),
+        (Training, {"weight_decay": 10**400}),
+        (Training, {"keep_optimizer": 1}),
+        (Training, {"class_weights": "yes"}),
+        (Training, {"local_steps": 0}),
+        (Training, {"local_epochs": float("inf")}),
+        (Training, {"patience": 0}),
+        (Training, {"max_grad_norm": 0.0}),
+        (Training, {"head_learning_rate": float("nan")}),
+        (Training, {"optimizer": "lion"}),
+        (Training, {"schedule": "step"}),
+        (Training, {"autocast": "float16"}),
+        (Training, {"cache": True}),
+        (Training, {"augmentation": None}),
+        (Augmentation, {"max_snr_db": float("inf")}),
+        (Augmentation, {"min_snr_db": float("nan")}),
+        (Augmentation, {"max_snr_db": 5.0, "min_snr_db": 10.0}),
         (ExperimentConfig, {"best_metric": "f1"}),
+        (ExperimentConfig, {"training": None}),
         (ExperimentConfig, {"update_format": "int4"}),
     ],
 )
@@ -74,73 +98,75 @@ def test_pretrained_front_ends_are_frozen_and_tiny_is_not() -> None:
     assert ModelRecipe("facebook/wav2vec2-base", trained="head").trains == "head"
 
 
-@pytest.mark.parametrize(
-    ("change", "name", "expected"),
-    [
-        ("training.rounds=5", "training.rounds", 5),
-        ("training.rounds = 5", "training.rounds", 5),
-        ("training.learning_rate=0.002", "training.learning_rate", 0.002),
-        ("training.learning_rate=1e-3", "training.learning_rate", 1e-3),  # YAML 1.1 reads this as text
-        ("training.weight_decay=0", "training.weight_decay", 0.0),
-        ("training.augmentation.max_shift=0", "training.augmentation.max_shift", 0.0),
-        ("training.keep_optimizer=false", "training.keep_optimizer", False),
-        ("training.sampling=balanced", "training.sampling", "balanced"),
-        ("model.name=facebook/wav2vec2-base", "model.name", "facebook/wav2vec2-base"),
-        ("model.name=/data/a=b", "model.name", "/data/a=b"),
-        ("model.trained=all", "model.trained", "all"),  # the default is None
-        ("best_metric=macro_f1", "best_metric", "macro_f1"),
-    ],
-)
-def test_a_change_by_name(change: str, name: str, expected: object) -> None:
-    before = ExperimentConfig()
-    value = after = changed(before, [change])
-    for part in name.split("."):
-        value = getattr(value, part)
-    assert value == expected
-    assert type(value) is type(expected)
-    assert before == ExperimentConfig()
-    assert changed(after, []) == after
-
-
-def test_changes_add_up_and_the_last_wins() -> None:
-    after = changed(ExperimentConfig(), ["training.rounds=5", "training.seed=3", "training.rounds=7"])
-    assert (after.training.rounds, after.training.seed) == (7, 3)
-    assert after.to_dict()["training"]["rounds"] == 7
+FROZEN = ModelRecipe("folder", trained="head", head="weighted_sum")
 
 
 @pytest.mark.parametrize(
-    ("change", "texts"),
+    ("contradiction", "names"),
     [
-        ("training.round=5", ("'round'", "rounds", "learning_rate")),
-        ("rounds=5", ("'rounds'", "model", "training", "best_metric")),
-        ("training.rounds.x=5", ("'x'", "nothing")),
-        ("training.rounds", ("name=value",)),
-        ("training.rounds=many", ("many", "20")),
-        ("training.rounds=2.5", ("2.5",)),
-        ("training.rounds=true", ("True",)),
-        ("training.weight_decay=true", ("True",)),
-        ("training.keep_optimizer=1", ("1", "True")),
-        ("training.keep_optimizer=", ("None",)),
-        ("training=5", ("5",)),
-        ("training.rounds=[", ("training.rounds=[",)),
-        ("training.rounds=0", ("training.rounds is 0", "at least 1")),
-        ("training.sampling=half", ("training.sampling is 'half'", "all, balanced")),
-        ("model.trained=head", ("tiny",)),
+        (lambda: Training(class_weights=True, sampling="balanced"), ("class_weights", "sampling")),
+        (lambda: Training(cache="probe"), ("training.cache=probe", "max_shift", "cached_copies")),
+        (lambda: Training(cache="conv"), ("training.cache=conv", "noise_probability")),
+        (lambda: Training(cached_copies=4), ("cached_copies", "cache=probe")),
+        (lambda: Training(cached_copies=4, cache="conv"), ("cached_copies", "cache=probe")),
+        (lambda: Training(cached_copies=4, cache="probe", augmentation=UNCHANGED), ("cached_copies", "augmentation")),
+        (lambda: ExperimentConfig(ModelRecipe("folder"), plain(cache="probe")), ("cache=probe", "trained=head")),
+        (lambda: ExperimentConfig(replace(FROZEN, head="adapter"), plain(cache="probe")), ("cache=probe", "head")),
+        (lambda: ExperimentConfig(ModelRecipe("folder", trained="all"), plain(cache="conv")), ("cache=conv", "all")),
+        (lambda: ExperimentConfig(ModelRecipe(), plain(cache="conv")), ("cache=conv", "all")),
+        (lambda: ExperimentConfig(FROZEN, plain(head_learning_rate=0.1)), ("head_learning_rate", "head")),
+        (lambda: ExperimentConfig(ModelRecipe("facebook/wav2vec2-base")), ("wav2vec2-base", "0.0015", "preset")),
     ],
 )
-def test_a_wrong_change_says_what_is_allowed(change: str, texts: tuple[str, ...]) -> None:
+def test_settings_that_contradict_each_other_are_named(contradiction, names: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
-        changed(ExperimentConfig(), ["training.seed=1", change])
-    for text in texts:
-        assert text in str(caught.value)
+        contradiction()
+    for name in names:
+        assert name in str(caught.value)
+
+
+def test_what_goes_together_is_allowed() -> None:
+    ExperimentConfig(FROZEN, plain(cache="probe"))
+    ExperimentConfig(FROZEN, plain(cache="probe", cached_copies=3, augmentation=Augmentation()))
+    ExperimentConfig(ModelRecipe("folder", spec_augment=True), plain(cache="conv", head_learning_rate=1e-3))
+    Training(seed=2**32 - 1, weight_decay=0, local_epochs=0.1, max_grad_norm=None)
+    Augmentation(max_shift=0, noise_probability=1)
+
+
+SOME = st.sampled_from([None, True, 0, 1, -1, 2.5, 2**40, 10**400, float("nan"), float("inf"), "", "all", "1", [], {}])
 
 
 @quick
-@given(st.text(max_size=20), st.text(max_size=20))
-def test_no_text_brings_another_error_than_a_config_error(name: str, value: str) -> None:
-    for change in (f"{name}={value}", f"training.{name}={value}", f"training.rounds={value}", f"model.dropout={value}"):
-        with suppress(ConfigError):
-            assert isinstance(changed(ExperimentConfig(), [change]), ExperimentConfig)
+@given(st.dictionaries(st.sampled_from([each.name for each in fields(Training)]), SOME, max_size=5))
+def test_whatever_is_given_either_holds_or_is_refused_by_name(values: dict[str, object]) -> None:
+    refused = ""
+    try:
+        config = ExperimentConfig(training=Training(**values))
+    except ConfigError as error:
+        refused = str(error)
+    if refused:
+        assert any(f"training.{name}" in refused for name in values)
+    else:
+        assert ExperimentConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+
+
+def test_a_configuration_goes_through_json_and_back() -> None:
+    config = ExperimentConfig(FROZEN, plain(cache="probe", local_steps=5, max_grad_norm=None), "macro_f1", "int8")
+    assert ExperimentConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ExperimentConfig.from_dict({}) == ExperimentConfig()
+    assert ExperimentConfig.from_dict({"training": {"rounds": 3}}) == ExperimentConfig(training=Training(rounds=3))
+
+
+def test_what_cannot_be_read_back_is_reported_together() -> None:
+    values = {"model": {"nome": "tiny"}, "training": {"rounds": 0, "augmentation": {"max_shift": 2}}, "loss": 1}
+    with pytest.raises(ConfigError) as caught:
+        ExperimentConfig.from_dict(values | {"best_metric": "f1"})
+    problems = str(caught.value).splitlines()
+    assert len(problems) == 5
+    for text in ("model.nome", "training.rounds is 0", "max_shift is 2", "there is no loss", "best_metric is 'f1'"):
+        assert any(text in problem for problem in problems), text
+    with pytest.raises(ConfigError, match=r"training is 5; it has values of its own: rounds, "):
+        ExperimentConfig.from_dict({"training": 5})
 
 
 def test_the_update_formats_are_the_federations() -> None:

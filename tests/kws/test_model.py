@@ -37,7 +37,7 @@ def test_tiny_knows_the_labels_and_trains_its_front_end() -> None:
     assert model.labels == LABELS
     assert logits_of(model).shape == (24, 12)
     before = trained_weights(model)
-    train_round(model, build_optimizer(model, plain()), Tones.make(24), plain(), 0, 1)
+    train_round(model, build_optimizer(model, plain()), Tones.make(24), plain(), 0)
     after = trained_weights(model)
     front_end = [name for name in before if "feature_extractor" in name]
     assert front_end
@@ -97,7 +97,7 @@ def test_a_frozen_encoder_neither_travels_nor_changes(tmp_path: Path) -> None:
     frozen = {n: t.clone() for n, t in model.network.state_dict().items() if "feature_extractor" in n}
     assert frozen
     assert not frozen.keys() & travelling.keys()
-    train_round(model, build_optimizer(model, plain()), Tones.make(24), plain(), 0, 1)
+    train_round(model, build_optimizer(model, plain()), Tones.make(24), plain(), 0)
     after = model.network.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
     assert not np.array_equal(trained_weights(model)["classifier.weight"], travelling["classifier.weight"])
@@ -110,12 +110,12 @@ def test_a_frozen_encoder_neither_travels_nor_changes(tmp_path: Path) -> None:
 def test_weights_go_from_one_model_to_another_exactly(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     trained, fresh = build_model(recipe, 0, SUPERB_KS), build_model(recipe, 0, SUPERB_KS)
-    train_round(trained, build_optimizer(trained, plain()), Tones.make(24), plain(), 0, 1)
+    train_round(trained, build_optimizer(trained, plain()), Tones.make(24), plain(), 0)
     weights = trained_weights(trained)
     before = {name: tensor.copy() for name, tensor in weights.items()}
     load_weights(fresh, weights)
     assert torch.equal(logits_of(fresh), logits_of(trained))
-    train_round(fresh, build_optimizer(fresh, plain()), Tones.make(24), plain(), 1, 1)
+    train_round(fresh, build_optimizer(fresh, plain()), Tones.make(24), plain(), 1)
     assert all(np.array_equal(weights[name], before[name]) for name in weights), "the copies must not follow the model"
 
 

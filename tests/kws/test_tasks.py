@@ -22,7 +22,7 @@ def stock_tensors(model: Classifier, optimizer: Any) -> Any:
 def test_the_optimizer_stays_at_its_site(subject: Any, tmp_path: Path) -> None:
     model = build_model(small_recipe(tmp_path), 0, SUPERB_KS)
     optimizer = build_optimizer(model, plain())
-    train_round(model, optimizer, Tones.make(12), plain(), 0, 1)
+    train_round(model, optimizer, Tones.make(12), plain(), 0)
     trained = {name for name, weights in model.network.named_parameters() if weights.requires_grad}
     assert subject(model, optimizer).keys() - trained == set()
 
@@ -31,10 +31,10 @@ def test_a_restarted_site_goes_on_with_the_moments_that_it_had(tmp_path: Path) -
     clips, settings = Tones.make(24), plain()
     model = classifier()
     optimizer = build_optimizer(model, settings)
-    train_round(model, optimizer, clips, settings, 0, 1)
+    train_round(model, optimizer, clips, settings, 0)
     TrainedTensors.save_local_state(model, optimizer, tmp_path / "0.state")
     weights = trained_weights(model)
-    train_round(model, optimizer, clips, settings, 1, 1)
+    train_round(model, optimizer, clips, settings, 1)
     undisturbed = TrainedTensors.get_tensor_dict(model)
 
     def second_round(restore: bool) -> dict:
@@ -43,7 +43,7 @@ def test_a_restarted_site_goes_on_with_the_moments_that_it_had(tmp_path: Path) -
         moments = build_optimizer(fresh, settings)
         if restore:
             TrainedTensors.load_local_state(fresh, moments, tmp_path / "0.state")
-        train_round(fresh, moments, clips, settings, 1, 1)
+        train_round(fresh, moments, clips, settings, 1)
         return TrainedTensors.get_tensor_dict(fresh)
 
     restored, forgotten = second_round(True), second_round(False)

@@ -28,11 +28,11 @@ from shard_descriptors.utterances import Utterance
 NAMES = ["pooled", "envoy alone", "envoy_two alone"]
 
 
-def shards_of(corpus: Path) -> tuple[dict[str, tuple[int, list[Utterance]]], ClipSet, ClipSet]:
+def shards_of(corpus: Path) -> tuple[dict[str, list[Utterance]], ClipSet, ClipSet]:
     utterances = load(corpus).utterances
     assigned = assign(utterances, Speakers(), 2, 0)
     shards = {
-        site: (number, [u for u in shard_of(utterances, assigned, number) if u.split == "train"])
+        site: [u for u in shard_of(utterances, assigned, number) if u.split == "train"]
         for number, site in enumerate(("envoy", "envoy_two"), start=1)
     }
     validation, test = (ClipSet([u for u in utterances if u.split == split]) for split in ("validation", "test"))
@@ -57,18 +57,18 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
     assert set(zip(validated["site"], validated["round"], strict=True)) == {
         (name, n) for name in NAMES for n in (0, 1, 2)
     }
-    assert set(trained["metric"]) == {"loss", "accuracy"}
+    assert set(trained["metric"]) == {"loss", "objective", "accuracy"}
     assert set(validated["metric"]) == METRICS.keys()
     workers = [child.cmdline() for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
     assert not [command for command in workers if any("spawn_main" in part for part in command)]
     assert dict(os.environ) == environment
 
     # The pooled model is the best round of the simulation with one site that holds everything.
-    everything = ClipSet([u for _, own in shards.values() for u in own])
+    everything = ClipSet([u for own in shards.values() for u in own])
     model = build_model(config.model, config.training.seed, SUPERB_KS)
     rounds = []
     federated_averaging(
-        config, {"pooled": (0, everything)}, lambda *_: None, "cpu", lambda _, weights: rounds.append(weights)
+        config, {"pooled": everything}, lambda *_: None, "cpu", lambda _, weights: rounds.append(weights)
     )
     losses = []
     for weights in rounds:
@@ -102,7 +102,7 @@ if __name__ == "__main__":
     train = [u for u in utterances if u.split == "train"]
     config = ExperimentConfig(ModelRecipe(model), Training(rounds=100_000))
     clips = ClipSet(utterances[:1])
-    train_baselines(config, {"envoy": (1, train)}, clips, clips, Run(Path(run)), cores=1)
+    train_baselines(config, {"envoy": train}, clips, clips, Run(Path(run)), cores=1)
 """
 
 

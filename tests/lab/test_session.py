@@ -8,11 +8,13 @@ import pytest
 from answers import predictions
 from recordings import sound, write
 
-from kws.config import ConfigError, ExperimentConfig
+from kws.config import ConfigError, ExperimentConfig, Training
 from kws.metrics import Evaluation
 from lab import session
+from lab.changes import changed
 from lab.claims import Overlap
 from lab.predictions import Predictions
+from lab.presets import preset
 from lab.records import Run
 from shard_descriptors.clips.clip_set import ClipSet
 from shard_descriptors.corpus import ClipFormat
@@ -35,20 +37,41 @@ def described(corpus: Path, seed: int = 0, scheme: str = "speakers", silence: st
 
 
 def test_the_demo_speaks_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("KWS_CHANGES", "KWS_RUN", "KWS_BASELINES"):
+    people, made = ({"envoy": {"corpus": corpus}} for corpus in ("Speech Commands", "synthetic"))
+    for name in ("KWS_CHANGES", "KWS_RUN", "KWS_BASELINES", "KWS_MODEL", "KWS_PRESET"):
         monkeypatch.delenv(name, raising=False)
-    assert session.apply_changes(ExperimentConfig()) == ExperimentConfig()
+    tiny, own = preset("tiny"), ExperimentConfig(training=Training(rounds=7))
+    assert session.apply_changes(tiny, people) == tiny
+    assert session.apply_changes(tiny, made) == changed(tiny, ["training.rounds=10"])
+    assert session.apply_changes(own, made) == own
     assert session.with_baselines()
-    monkeypatch.setenv("KWS_CHANGES", "training.rounds=3\nmodel.dropout=0")
+    monkeypatch.setenv("KWS_CHANGES", "training.seed=3\nmodel.dropout=0")
     monkeypatch.setenv("KWS_BASELINES", "0")
     monkeypatch.setenv("KWS_RUN", str(tmp_path))
-    config = session.apply_changes(ExperimentConfig())
-    assert (config.training.rounds, config.model.dropout) == (3, 0.0)
+    config = session.apply_changes(tiny, made)
+    assert (config.training.rounds, config.training.seed, config.model.dropout) == (10, 3, 0.0)
     assert not session.with_baselines()
     assert session.start_run() == Run(tmp_path)
     monkeypatch.setenv("KWS_CHANGES", "training.round=3")
     with pytest.raises(ConfigError, match="rounds"):
-        session.apply_changes(ExperimentConfig())
+        session.apply_changes(tiny, made)
+
+
+def test_the_demos_model_and_preset_take_the_place_of_the_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = {"envoy": {"corpus": "synthetic"}}
+    tiny = preset("tiny")
+    monkeypatch.setenv("KWS_CHANGES", "training.seed=3")
+    monkeypatch.setenv("KWS_MODEL", "folder")
+    seeded = ["training.seed=3"]
+    assert session.apply_changes(tiny, shards) == changed(preset("superb_ks", "folder"), seeded)
+    monkeypatch.setenv("KWS_PRESET", "hf_finetune")
+    assert session.apply_changes(tiny, shards) == changed(preset("hf_finetune", "folder"), seeded)
+    monkeypatch.setenv("KWS_MODEL", "tiny")
+    monkeypatch.setenv("KWS_PRESET", "")
+    assert session.apply_changes(preset("hf_finetune"), shards).training.rounds == 10
+    monkeypatch.setenv("KWS_MODEL", "")
+    monkeypatch.setenv("KWS_CHANGES", "model.name=folder")
+    assert session.apply_changes(tiny, shards) == preset("superb_ks", "folder")
 
 
 def test_the_local_copy_is_the_sites_corpus(tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,9 +81,8 @@ def test_the_local_copy_is_the_sites_corpus(tiny_corpus: Path, monkeypatch: pyte
     assert utterances == load(tiny_corpus).utterances
     own = session.train_shards(utterances, shards)
     assert list(own) == ["envoy", "envoy_two"]
-    assert Counter(own["envoy"][1] + own["envoy_two"][1]) == Counter(u for u in utterances if u.split == "train")
-    assert [number for number, _ in own.values()] == [shard["shard"] for shard in shards.values()]
-    speakers = [{u.speaker for u in part} - {None} for _, part in own.values()]
+    assert Counter(own["envoy"] + own["envoy_two"]) == Counter(u for u in utterances if u.split == "train")
+    speakers = [{u.speaker for u in part} - {None} for part in own.values()]
     assert not speakers[0] & speakers[1]
 
 
@@ -75,7 +97,7 @@ def test_the_local_copy_is_opened_and_shared_out_as_the_sites_do(
     own = session.train_shards(rows, shards)
     assigned = assign(rows, scheme_of(scheme), 2, 3)
     for site, number in (("envoy", 1), ("envoy_two", 2)):
-        assert own[site][1] == [u for u in shard_of(rows, assigned, number) if u.split == "train"]
+        assert own[site] == [u for u in shard_of(rows, assigned, number) if u.split == "train"]
 
 
 def test_sites_with_recordings_of_their_own_have_no_common_corpus(tiny_corpus: Path) -> None:

@@ -33,44 +33,42 @@ def test_one_site_is_ordinary_training(config: ExperimentConfig) -> None:
     model = build_model(config.model, config.training.seed, SUPERB_KS)
     optimizer = build_optimizer(model, config.training)
     for done in range(config.training.rounds):
-        train_round(model, optimizer, NORTH, config.training, done, 3)
-    assert equal(federated_averaging(config, {"north": (3, NORTH)}, ignore), trained_weights(model))
+        train_round(model, optimizer, NORTH, config.training, done)
+    assert equal(federated_averaging(config, {"north": NORTH}, ignore), trained_weights(model))
 
 
 def test_two_sites_are_the_mean_of_what_each_trains(config: ExperimentConfig) -> None:
     models = [build_model(config.model, config.training.seed, SUPERB_KS) for _ in range(2)]
     optimizers = [build_optimizer(model, config.training) for model in models]
     for done in range(config.training.rounds):
-        for shard, (model, optimizer, clips) in enumerate(
-            zip(models, optimizers, (NORTH, SOUTH), strict=True), start=1
-        ):
-            train_round(model, optimizer, clips, config.training, done, shard)
+        for model, optimizer, clips in zip(models, optimizers, (NORTH, SOUTH), strict=True):
+            train_round(model, optimizer, clips, config.training, done)
         mean = weighted_mean([trained_weights(model) for model in models], [36, 16])
         for model in models:
             load_weights(model, mean)
-    assert equal(federated_averaging(config, {"north": (1, NORTH), "south": (2, SOUTH)}, ignore), mean)
+    assert equal(federated_averaging(config, {"north": NORTH, "south": SOUTH}, ignore), mean)
 
 
 def test_the_order_of_the_sites_does_not_matter(config: ExperimentConfig) -> None:
-    one = federated_averaging(config, {"north": (1, NORTH), "south": (2, SOUTH)}, ignore)
-    other = federated_averaging(config, {"south": (2, SOUTH), "north": (1, NORTH)}, ignore)
+    one = federated_averaging(config, {"north": NORTH, "south": SOUTH}, ignore)
+    other = federated_averaging(config, {"south": SOUTH, "north": NORTH}, ignore)
     for name in one:
         np.testing.assert_allclose(other[name], one[name], rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_reported(config: ExperimentConfig) -> None:
     lines: list[tuple[int, str, str, dict[str, float]]] = []
-    federated_averaging(config, {"north": (1, NORTH), "south": (2, SOUTH)}, lambda *line: lines.append(line))
+    federated_averaging(config, {"north": NORTH, "south": SOUTH}, lambda *line: lines.append(line))
     assert [line[:3] for line in lines] == [(r, site, "train") for r in (1, 2) for site in ("north", "south")]
     for *_, metrics in lines:
-        assert metrics.keys() == {"loss", "accuracy"}
+        assert metrics.keys() == {"loss", "objective", "accuracy"}
         assert metrics["loss"] > 0
         assert 0 <= metrics["accuracy"] <= 1
 
 
 def test_a_fresh_optimizer_every_round_is_another_run_and_repeatable(config: ExperimentConfig) -> None:
     fresh = replace(config, training=replace(config.training, keep_optimizer=False))
-    sites = {"north": (1, NORTH)}
+    sites = {"north": NORTH}
     once = federated_averaging(fresh, sites, ignore)
     assert equal(once, federated_averaging(fresh, sites, ignore))
     assert not equal(once, federated_averaging(config, sites, ignore))

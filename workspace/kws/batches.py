@@ -1,80 +1,128 @@
-"""From clips to what the model eats: order, augmentation, standardisation."""
+"""From clips to what the model eats: order, random changes, standardisation.
 
-from collections.abc import Iterator, Sequence
+Everything random is drawn by number, not in turn: what a clip sounds like when it is heard for the n-th time depends on
+the seed, the clip and n, and not on the batch or the site that it is in.
+"""
+
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from kws.config import Augmentation
-from shard_descriptors.corpus import ClipFormat
+from kws.clips import Clips, Keys, Numbers
+from kws.config import Augmentation, Training
+from kws.sound import changed_at_random, scattered
+
+Inputs = Mapping[str, torch.Tensor]
+"""What a model takes, by name; the batch comes first."""
 
 
-class Clips(Protocol):
-    """n labelled clips of equal length, by number (`shard_descriptors.clips.clip_set.ClipSet` is one)."""
+@dataclass(frozen=True)
+class Heard:
+    """Clips as a model hears them; what is computed only once is another one of these (`kws.caching`)."""
+
+    clips: Clips
+    augmentation: Augmentation = field(default_factory=Augmentation.none)
 
     @property
-    def format(self) -> ClipFormat:
-        """Label names, sample rate and length."""
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Numbers:
         """Label ids: int64 (n,)."""
+        return self.clips.labels
 
-    def __len__(self) -> int: ...
+    def inputs(self, numbers: Numbers, keys: Keys | None = None) -> Inputs:
+        """What `logits` takes of the clips with these numbers, on the CPU; changed at random by their keys, if any."""
+        if keys is None:
+            return {"waveforms": torch.from_numpy(self.clips.read(numbers))}
+        return {"waveforms": changed_at_random(self.clips, numbers, keys, self.augmentation)}
 
-    def read(
-        self, numbers: npt.NDArray[np.int64] | Sequence[int], generator: np.random.Generator | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Waveforms: float32 (len(numbers), num_samples), in [-1, 1]; of a longer recording, a part that is drawn."""
+    def logits(self, model: Any, inputs: Inputs) -> torch.Tensor:
+        """The model's answers: float32 (batch, num_labels)."""
+        logits: torch.Tensor = model(inputs["waveforms"])
+        return logits
 
 
 @dataclass(frozen=True)
 class Batch:
-    """waveforms: float32 (batch, num_samples), raw. labels: int64 (batch,)."""
+    """labels: int64 (batch,)."""
 
-    waveforms: torch.Tensor
+    inputs: Inputs
     labels: torch.Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device; from pinned memory without waiting for it."""
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return Batch(moved, self.labels.to(device, non_blocking=True))
 
-def in_order(clips: Clips, batch_size: int) -> Iterator[Batch]:
+    def pinned(self) -> "Batch":
+        """The same in memory from which a GPU copies while others work."""
+        return Batch({name: tensor.pin_memory() for name, tensor in self.inputs.items()}, self.labels.pin_memory())
+
+
+def in_order(heard: Heard, batch_size: int) -> Iterator[Batch]:
     """All clips once, in their order, as they are."""
-    for first in range(0, len(clips), batch_size):
-        numbers = np.arange(first, min(first + batch_size, len(clips)))
-        yield _batch(clips, numbers)
+    for first in range(0, len(heard.labels), batch_size):
+        yield _batch(heard, np.arange(first, min(first + batch_size, len(heard.labels))))
 
 
-def shuffled(
-    clips: Clips,
-    batch_size: int,
-    augmentation: Augmentation,
-    noise: npt.NDArray[np.int64],
-    generator: np.random.Generator,
-    sampling: str = "all",
-) -> Iterator[Batch]:
-    """As many clips as there are in random order, each changed at random.
+def steps_in_epoch(training: Training, count: int) -> int:
+    """Steps that a pass through so many clips takes; the last one may have fewer clips."""
+    return -(-count // (training.batch_size * training.accumulation))
 
-    `sampling` is "all" (each clip once) or "balanced" (see `balanced`). `noise` are the numbers of the clips whose
-    sound may be mixed into others (the site's own silence).
+
+def steps(heard: Heard, training: Training, first: int, last: int) -> Iterator[list[Batch]]:
+    """The steps `first` to below `last` of a training without end: the batches of each.
+
+    Epoch follows epoch, each in an order of its own (see `epoch`), so that rounds of any length hear every clip equally
+    often, and any step can be had without those before it.
     """
-    order = balanced(clips.labels, generator) if sampling == "balanced" else generator.permutation(len(clips))
-    for first in range(0, len(clips), batch_size):
-        batch = _batch(clips, order[first : first + batch_size], generator)
-        picked = generator.choice(noise, len(batch.labels)) if len(noise) else None
-        waveforms = moved(batch.waveforms, augmentation, generator, clips.format.sample_rate)
-        if picked is not None and augmentation.noise_probability > 0:
-            snr = generator.uniform(augmentation.min_snr_db, augmentation.max_snr_db, (len(picked), 1))
-            chosen = generator.random(len(picked)) < augmentation.noise_probability
-            added = torch.from_numpy(clips.read(picked[chosen], generator))
-            into = torch.from_numpy(chosen)
-            waveforms[into] = mixed(waveforms[into], added, torch.from_numpy(snr[chosen]).float())
-        yield Batch(waveforms, batch.labels)
+    count, size = len(heard.labels), training.batch_size
+    in_epoch = steps_in_epoch(training, count)
+    number, order, keys = -1, np.array([], np.int64), np.array([], np.uint64)
+    for step in range(first, last):
+        if step // in_epoch != number:
+            number = step // in_epoch
+            order, keys = epoch(heard, training, number)
+        begin = step % in_epoch * size * training.accumulation
+        end = min(begin + size * training.accumulation, count)
+        parts = [slice(at, min(at + size, end)) for at in range(begin, end, size)]
+        yield [_batch(heard, order[part], keys[part]) for part in parts]
 
 
-def balanced(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+def epoch(heard: Heard, training: Training, number: int) -> tuple[Numbers, Keys]:
+    """The clips of one epoch in the order in which they are heard, and a key for each hearing.
+
+    As many as there are: each once, or drawn as `training.sampling` says. The order depends on which clips a site
+    has; the keys do not.
+    """
+    clips = heard.clips
+    generator = np.random.default_rng([training.seed, number, digest(clips.keys)])
+    if training.sampling == "balanced":
+        order = balanced(clips.labels, generator)
+    else:
+        order = generator.permutation(len(clips.labels))
+    return order, hearings(clips.keys[order], training.seed, number)
+
+
+def hearings(keys: Keys, seed: int, number: int) -> Keys:
+    """A key for each time that a clip is heard in the epoch of this number, from the clips' own: uint64 (n,)."""
+    by_clip = np.argsort(keys, kind="stable")
+    first = np.searchsorted(keys[by_clip], keys[by_clip])
+    times = np.empty(len(keys), np.uint64)
+    times[by_clip] = np.arange(len(keys)) - first  # how often it was heard before in this epoch
+    for value in (np.uint64(seed), np.uint64(number), times):
+        keys = scattered(scattered(keys) + value)
+    return keys
+
+
+def digest(keys: Keys) -> int:
+    """A number for a set of clips, from theirs: sites with other recordings draw otherwise, however they are called."""
+    return int(np.bitwise_xor.reduce(scattered(keys + np.uint64(len(keys)))))
+
+
+def balanced(labels: Numbers, generator: np.random.Generator) -> Numbers:
     """As many numbers as there are labels, drawn with replacement: int64, each label that is there equally often.
 
     That is in expectation; of one label, all numbers are equally likely.
@@ -83,66 +131,20 @@ def balanced(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> n
     return generator.choice(len(labels), size=len(labels), p=weights / weights.sum())
 
 
-def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches in the same order, each prepared in a thread while the one before it is in use.
+Item = TypeVar("Item")
 
-    An error in the thread is raised here, in its batch's place; the thread ends with this generator.
+
+def prefetched(items: Iterator[Item]) -> Iterator[Item]:
+    """The same in the same order, each made in a thread while the one before it is in use.
+
+    An error in the thread is raised here, in its item's place; the thread ends with this generator.
     """
     with ThreadPoolExecutor(1, "batches") as thread:
-        following = thread.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = thread.submit(next, batches, None)
-            yield batch
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
-def moved(
-    waveforms: torch.Tensor, settings: Augmentation, generator: np.random.Generator, sample_rate: int
-) -> torch.Tensor:
-    """Each clip shifted and played at another speed: float32 of the same shape; silence where there was no sound."""
-    count, num_samples = waveforms.shape
-    speed = 1 + _uniform(generator, count, settings.max_speed)
-    shift = _uniform(generator, count, settings.max_shift * sample_rate)
-    centre = (num_samples - 1) / 2
-    places = (torch.arange(num_samples) - centre) * speed  # where each new sample lies in the old clip
-    places.add_(centre).add_(shift)  # in place, as below: this is half of what preparing a batch costs
-    outside = (places < 0).logical_or_(places > num_samples - 1)
-    left = places.long().clamp_(0, num_samples - 2)
-    share = places.sub_(left)
-    before, after = waveforms.gather(1, left), waveforms.gather(1, left.add_(1))
-    after.mul_(share)
-    return before.mul_(share.neg_().add_(1)).add_(after).masked_fill_(outside, 0.0)
-
-
-def mixed(waveforms: torch.Tensor, noise: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
-    """Noise added to each clip: float32 of the same shape. snr: float32 (batch, 1), signal-to-noise ratios in dB."""
-    return waveforms + _rms(waveforms) / (_rms(noise) + 1e-6) * 10 ** (-snr / 20) * noise
-
-
-def _uniform(generator: np.random.Generator, count: int, reach: float) -> torch.Tensor:
-    return torch.from_numpy(generator.uniform(-reach, reach, (count, 1))).float()
-
-
-def _rms(waveforms: torch.Tensor) -> torch.Tensor:
-    return waveforms.square().mean(dim=1, keepdim=True).sqrt()
-
-
-def standardise(waveforms: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Zero mean and unit variance per clip, as `Wav2Vec2FeatureExtractor` does with `do_normalize`.
-
-    With a mask (1 for sound, 0 for padding), over the sound only; the padding stays zero.
-    """
-    if mask is None:
-        mask = torch.ones_like(waveforms)
-    count = mask.sum(dim=-1, keepdim=True).clamp(min=1)
-    centred = (waveforms - (waveforms * mask).sum(dim=-1, keepdim=True) / count) * mask
-    return centred / torch.sqrt(centred.square().sum(dim=-1, keepdim=True) / count + 1e-7)
-
-
-def sound_mask(waveforms: torch.Tensor) -> torch.Tensor:
-    """1 up to each clip's last sample that is not zero, 0 in the padding behind it: int64 of the same shape."""
-    reversed_sound = (waveforms != 0).flip(-1).cumsum(-1) > 0
-    return reversed_sound.flip(-1).long()
-
-
-def _batch(clips: Clips, numbers: npt.NDArray[np.int64], generator: np.random.Generator | None = None) -> Batch:
-    return Batch(torch.from_numpy(clips.read(numbers, generator)), torch.from_numpy(clips.labels[numbers]))
+def _batch(heard: Heard, numbers: Numbers, keys: Keys | None = None) -> Batch:
+    return Batch(heard.inputs(numbers, keys), torch.from_numpy(heard.labels[numbers]))

@@ -1,24 +1,18 @@
 """What an experiment is, as frozen values that check themselves and report every problem at once."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-import yaml
+from typing import Any
 
 from kws.metrics import METRICS
+from kws.settings import ConfigError as ConfigError
+from kws.settings import check, setting, with_values
 
 UPDATE_FORMATS = ("float32", "float16", "bfloat16", "int8")
-SAMPLINGS = ("all", "balanced")
+BEST_METRICS = tuple(METRICS)
 HEADS = ("own", "weighted_sum", "adapter")
 TRAINED = ("all", "all_but_feature_encoder", "top_layers", "head", "lora", "biases_and_norms")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; lists every problem found."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +40,27 @@ class ModelRecipe:
 
     name: str = "tiny"
     revision: str | None = None
-    head: str = "own"
-    head_size: int = 256
-    adapter_hidden_size: int = 128
-    trained: str | None = None
-    top_layers: int = 2
-    lora_rank: int = 8
-    lora_alpha: int = 16
+    head: str = setting("own", one_of=HEADS)
+    head_size: int = setting(256, least=1)
+    adapter_hidden_size: int = setting(128, least=1)
+    trained: str | None = setting(None, one_of=TRAINED)
+    top_layers: int = setting(2, least=1)
+    lora_rank: int = setting(8, least=1)
+    lora_alpha: int = setting(16, least=1)
     cut_positions: bool = False
-    dropout: float = 0.1
+    dropout: float = setting(0.1, least=0, below=1)
     gradient_checkpointing: bool = False
     spec_augment: bool = False
-    mask_time_prob: float = 0.05
-    mask_time_length: int = 10
-    mask_feature_prob: float = 0.0
-    mask_feature_length: int = 10
+    mask_time_prob: float = setting(0.05, least=0, below=1)
+    mask_time_length: int = setting(10, least=1)
+    mask_feature_prob: float = setting(0.0, least=0, below=1)
+    mask_feature_length: int = setting(10, least=1)
 
     def __post_init__(self) -> None:
-        _check(
+        check(
+            self,
+            "model.",
             (not self.name, "model.name is empty; give 'tiny', a hub name or a folder"),
-            (self.head not in HEADS, f"model.head is {self.head!r}; allowed: {', '.join(HEADS)}"),
-            (
-                self.trained not in (None, *TRAINED),
-                f"model.trained is {self.trained!r}; allowed: {', '.join(TRAINED)} or null",
-            ),
             (
                 self.name == "tiny" and self.trained not in (None, "all"),
                 f"model.trained is {self.trained!r}: 'tiny' starts untrained, all of it must be trained",
@@ -79,25 +70,10 @@ class ModelRecipe:
                 "model.revision is for models of the hub; 'tiny' has none",
             ),
             (
-                self.spec_augment and self.trained == "head",
+                self.spec_augment is True and self.trained == "head",
                 "model.spec_augment has no effect where model.trained is 'head': the encoder is in evaluation mode",
             ),
-            *(
-                (not _whole(value, 1), f"model.{name} is {value}; a whole number, at least 1")
-                for name, value in self._of(*_MODEL_COUNTS)
-            ),
-            *(
-                (not isinstance(value, bool), f"model.{name} is {value!r}; allowed: true, false")
-                for name, value in self._of("cut_positions", "gradient_checkpointing", "spec_augment")
-            ),
-            *(
-                (not 0 <= value < 1, f"model.{name} is {value}; allowed: 0 to below 1")
-                for name, value in self._of("dropout", "mask_time_prob", "mask_feature_prob")
-            ),
         )
-
-    def _of(self, *names: str) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in names]
 
     @property
     def trains(self) -> str:
@@ -105,88 +81,113 @@ class ModelRecipe:
         return self.trained or ("all" if self.name == "tiny" else "all_but_feature_encoder")
 
 
-_MODEL_COUNTS = (
-    "head_size", "adapter_hidden_size", "top_layers", "lora_rank", "lora_alpha",
-    "mask_time_length", "mask_feature_length",
-)  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of each training clip, drawn anew each time.
+    """Random changes of each training clip, drawn anew each time that it is heard.
 
     `max_shift` moves a clip by up to so many seconds either way; `max_speed` plays it faster or slower by up to that
     share; `noise_probability` is the share of clips into which sound of the site's own silence clips is mixed, at a
     signal-to-noise ratio between `min_snr_db` and `max_snr_db`.
     """
 
-    max_shift: float = 0.1
-    max_speed: float = 0.05
-    noise_probability: float = 0.2
-    min_snr_db: float = 0.0
-    max_snr_db: float = 20.0
+    max_shift: float = setting(0.1, least=0, below=1)
+    max_speed: float = setting(0.05, least=0, below=1)
+    noise_probability: float = setting(0.2, least=0, most=1)
+    min_snr_db: float = setting(0.0, least=-100, most=100)
+    max_snr_db: float = setting(20.0, least=-100, most=100)
 
     def __post_init__(self) -> None:
-        _check(
-            (not 0 <= self.max_shift < 1, f"augmentation.max_shift is {self.max_shift} s; allowed: 0 to below 1"),
-            (not 0 <= self.max_speed < 1, f"augmentation.max_speed is {self.max_speed}; allowed: 0 to below 1"),
-            (
-                not 0 <= self.noise_probability <= 1,
-                f"augmentation.noise_probability is {self.noise_probability}; allowed: 0 to 1",
-            ),
-            (self.min_snr_db > self.max_snr_db, "augmentation.min_snr_db is above augmentation.max_snr_db"),
-        )
+        check(self, "augmentation.")
+        if self.min_snr_db > self.max_snr_db:
+            raise ConfigError(
+                f"augmentation.min_snr_db is {self.min_snr_db}, above augmentation.max_snr_db, {self.max_snr_db}"
+            )
+
+    @classmethod
+    def none(cls) -> "Augmentation":
+        """Clips as they are."""
+        return cls(max_shift=0.0, max_speed=0.0, noise_probability=0.0)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes clips at all."""
+        return max(self.max_shift, self.max_speed, self.noise_probability) > 0
 
 
 @dataclass(frozen=True)
 class Training:
-    """One site's local training, the same on every site.
+    """One site's local training, the same on every site. The defaults are those of the model "tiny".
 
-    AdamW with linear warm-up over `warmup` (a share of all steps) to `learning_rate`, then a cosine to zero at the end
-    of the last round. `keep_optimizer` keeps each site's moments from round to round. `sampling` says which clips make
-    an epoch: "all" of them once, or as many drawn with replacement, every label equally often ("balanced").
+    How long: `rounds` rounds; in each, `local_steps` steps, or else `local_epochs` passes through the site's clips (a
+    share of one is allowed, and rounded up to whole steps). A round goes on in the clips where the last one stopped.
+    `patience`: end after so many rounds without a better average by `best_metric`; None: never.
+
+    A step: `accumulation` batches of `batch_size` clips, whose loss is averaged over all their clips. `sampling` says
+    which clips make an epoch: "all" of them once, or as many drawn with replacement, every label equally often
+    ("balanced"). `class_weights` weights each clip's loss by n / (labels * count of its label), from the site's own
+    counts. Gradients longer than `max_grad_norm` are shortened to it; None: never.
+
+    Optimizer: "adamw", "adam" (weight decay is part of the gradient), or "sgd" (likewise) with `momentum`; `beta2` is
+    for the first two. `keep_optimizer` keeps each site's moments from round to round. `head_learning_rate`: the head's.
+
+    Schedule over all rounds: warm-up in a straight line over `warmup` (a share of all steps) to `learning_rate`; then a
+    "cosine" or "linear" decay to nothing at the end of the last round, or "constant".
+
+    Arithmetic: `autocast` "auto" uses bfloat16 on a GPU that has it, and float32 on every CPU, so that all of them
+    compute the same within rounding; "bfloat16" also on a CPU that has it; "off" nowhere. `deterministic`: on one CPU,
+    with the same number of threads, the same weights to the bit; on a GPU as far as PyTorch can, and slower.
+
+    `cache`: what a frozen network makes of a clip is computed once: "probe" keeps the mean over time of every hidden
+    state, "conv" the feature encoder's output. `cached_copies`: "probe" keeps so many randomly changed copies of each.
     """
 
-    rounds: int = 20
-    local_epochs: int = 1
-    batch_size: int = 16
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.02
-    warmup: float = 0.1
-    label_smoothing: float = 0.05
+    rounds: int = setting(20, least=1)
+    local_epochs: float = setting(1.0, above=0)
+    local_steps: int | None = setting(None, least=1)
+    patience: int | None = setting(None, least=1)
+    batch_size: int = setting(16, least=1)
+    accumulation: int = setting(1, least=1)
+    sampling: str = setting("all", one_of=("all", "balanced"))
+    class_weights: bool = False
+    label_smoothing: float = setting(0.05, least=0, below=1)
+    max_grad_norm: float | None = setting(1.0, above=0)
+    optimizer: str = setting("adamw", one_of=("adamw", "adam", "sgd"))
+    learning_rate: float = setting(1.5e-3, above=0, below=1)
+    head_learning_rate: float | None = setting(None, above=0, below=1)
+    weight_decay: float = setting(0.02, least=0)
+    beta2: float = setting(0.98, least=0, below=1)
+    momentum: float = setting(0.9, least=0, below=1)
     keep_optimizer: bool = True
-    sampling: str = "all"
-    seed: int = 0
+    schedule: str = setting("cosine", one_of=("cosine", "linear", "constant"))
+    warmup: float = setting(0.1, least=0, below=1)
+    autocast: str = setting("auto", one_of=("auto", "bfloat16", "off"))
+    deterministic: bool = True
+    cache: str = setting("none", one_of=("none", "probe", "conv"))
+    cached_copies: int = setting(0, least=0)
+    seed: int = setting(0, least=0, most=2**32 - 1)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        _check(
-            *(
-                (not _whole(getattr(self, n), 1), f"training.{n} is {getattr(self, n)}; a whole number, at least 1")
-                for n in _COUNTS
+        changes = isinstance(self.augmentation, Augmentation) and self.augmentation.changes
+        check(
+            self,
+            "training.",
+            (
+                self.class_weights is True and self.sampling == "balanced",
+                "training.class_weights and training.sampling=balanced both make up for rare labels; choose one",
             ),
             (
-                not 0 < self.learning_rate < 1,
-                f"training.learning_rate is {self.learning_rate}; allowed: above 0, below 1",
+                self.cached_copies != 0 and (self.cache != "probe" or not changes),
+                "training.cached_copies keeps changed clips: it needs training.cache=probe, and a "
+                "training.augmentation that changes clips",
             ),
             (
-                not math.isfinite(self.weight_decay) or self.weight_decay < 0,
-                "training.weight_decay must not be negative",
+                self.cache != "none" and changes and not self.cached_copies,
+                f"training.cache={self.cache} keeps what the network makes of a clip, and training.augmentation changes"
+                f" the clip each time: set its max_shift, max_speed and noise_probability to 0, or training.cache to "
+                f"none; or, for the probe, training.cached_copies to a number of changed copies",
             ),
-            (not 0 <= self.warmup < 1, f"training.warmup is {self.warmup}; allowed: 0 to below 1"),
-            (
-                not 0 <= self.label_smoothing < 1,
-                f"training.label_smoothing is {self.label_smoothing}; allowed: 0 to below 1",
-            ),
-            (
-                self.sampling not in SAMPLINGS,
-                f"training.sampling is {self.sampling!r}; allowed: {', '.join(SAMPLINGS)}",
-            ),
-            (not _whole(self.seed, 0), f"training.seed is {self.seed}; a whole number, not negative"),
         )
-
-
-_COUNTS = ("rounds", "local_epochs", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -199,62 +200,46 @@ class ExperimentConfig:
 
     model: ModelRecipe = field(default_factory=ModelRecipe)
     training: Training = field(default_factory=Training)
-    best_metric: str = "accuracy"
-    update_format: str = "float32"
+    best_metric: str = setting("accuracy", one_of=BEST_METRICS)
+    update_format: str = setting("float32", one_of=UPDATE_FORMATS)
 
     def __post_init__(self) -> None:
-        allowed = ", ".join(METRICS)
-        formats = ", ".join(UPDATE_FORMATS)
-        _check(
-            (self.best_metric not in METRICS, f"best_metric is {self.best_metric!r}; allowed: {allowed}"),
-            (self.update_format not in UPDATE_FORMATS, f"update_format is {self.update_format!r}; allowed: {formats}"),
+        check(self, "")
+        cache = self.training.cache
+        check(
+            self,
+            "",
+            (
+                self.training == Training() and self.model.name != "tiny",
+                f"model.name is {self.model.name!r}, and training is that of 'tiny', whose rate of "
+                f"{Training().learning_rate} ruins pretrained weights; take a preset (kws demo --model, or "
+                f"lab.presets.preset(model=...)), or say how to train",
+            ),
+            (
+                cache == "probe" and (self.model.trains != "head" or self.model.head == "adapter"),
+                "training.cache=probe keeps the mean over time of what a frozen encoder gives: it needs "
+                "model.trained=head, and a model.head that is linear up to that mean (own, weighted_sum)",
+            ),
+            (
+                cache == "conv" and self.model.trains in ("all", "biases_and_norms"),
+                f"training.cache=conv keeps the output of a frozen feature encoder, and model.trained is "
+                f"{self.model.trains}, which trains it; give another, or training.cache=none",
+            ),
+            (
+                self.training.head_learning_rate is not None and self.model.trains == "head",
+                "training.head_learning_rate: only the head is trained; give training.learning_rate alone",
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain values, for the run record."""
+        """The configuration as plain values, for the run record and for the sites."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ExperimentConfig":
+        """The configuration that `to_dict` has described; what is not given has its default.
 
-Settings = TypeVar("Settings")
-
-
-def changed(config: Settings, changes: Sequence[str]) -> Settings:
-    """A copy of a configuration with values changed by name, each given as "training.rounds=5".
-
-    Raises:
-        ConfigError: a name that does not exist, or a value that is not allowed.
-    """
-    for change in changes:
-        path, equals, text = change.partition("=")
-        if not equals:
-            raise ConfigError(f"{change!r} is not a change; write name=value, e.g. training.rounds=5")
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"{change!r}: {text!r} is not a value; write a number, true, false or a word") from error
-        config = _with(config, path.strip().split("."), value, change)
-    return config
-
-
-def _with(config: Any, path: Sequence[str], value: Any, change: str) -> Any:
-    names = [each.name for each in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-    if path[0] not in names:
-        raise ConfigError(f"{change!r}: there is no {path[0]!r}; allowed here: {', '.join(names) or 'nothing'}")
-    old = getattr(config, path[0])
-    new = _with(old, path[1:], value, change) if path[1:] else value
-    if isinstance(old, float) and not isinstance(new, bool):
-        with suppress(TypeError, ValueError, OverflowError):  # so that 1 will do, and 1e-3, which YAML takes for text
-            new = float(new)
-    if old is not None and type(new) is not type(old):
-        raise ConfigError(f"{change!r}: {value!r} is not of the kind of the default, {old!r}")
-    return dataclasses.replace(config, **{path[0]: new})
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and value >= least
-
-
-def _check(*rules: tuple[bool, str]) -> None:
-    problems = [text for wrong, text in rules if wrong]
-    if problems:
-        raise ConfigError("\n".join(problems))
+        Raises:
+            ConfigError: every name that does not exist and every value that is not allowed.
+        """
+        return with_values(cls(), values)

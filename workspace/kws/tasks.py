@@ -8,6 +8,8 @@ import torch
 from openfl.interface.interactive_api.experiment import DataInterface, ModelInterface, TaskInterface
 from openfl.plugins.frameworks_adapters.framework_adapter_interface import FrameworkAdapterPluginInterface
 
+from kws.batches import Heard
+from kws.caching import heard_by
 from kws.config import ExperimentConfig
 from kws.model import Classifier, build_model, check_frozen, load_weights, trained_tensors
 from kws.training import build_optimizer, evaluate, train_round
@@ -92,9 +94,14 @@ class ShardData(DataInterface):  # type: ignore[misc]
     @shard_descriptor.setter
     def shard_descriptor(self, descriptor: Any) -> None:
         self._shard_descriptor = descriptor
-        self.shard = descriptor.number
-        self.train_clips = descriptor.get_dataset("train")
-        self.validation_clips = descriptor.get_dataset("validation")
+        self.clips = {split: descriptor.get_dataset(split) for split in ("train", "validation")}
+        self._heard: dict[str, Heard] = {}
+
+    def heard(self, model: Classifier, split: str) -> Heard:
+        """The clips of a split as the model hears them; what is kept of them is computed at the first call."""
+        if split not in self._heard:
+            self._heard[split] = heard_by(model, self.clips[split], self.config.training, changed=split == "train")
+        return self._heard[split]
 
     def get_train_loader(self, **_: Any) -> "ShardData":
         """What the training task reads."""
@@ -106,11 +113,11 @@ class ShardData(DataInterface):  # type: ignore[misc]
 
     def get_train_data_size(self) -> int:
         """The site's weight in the average of the models."""
-        return len(self.train_clips)
+        return len(self.clips["train"])
 
     def get_valid_data_size(self) -> int:
         """The site's weight in the average of the validation metrics."""
-        return len(self.validation_clips)
+        return len(self.clips["validation"])
 
 
 TASKS = TaskInterface()
@@ -121,10 +128,10 @@ TASKS = TaskInterface()
 )  # type: ignore[untyped-decorator]
 def train(model: Classifier, data: ShardData, device: str, optimizer: Any, rounds_done: int) -> dict[str, float]:
     """One round of local training."""
-    return train_round(model, optimizer, data.train_clips, data.config.training, rounds_done, data.shard)
+    return train_round(model, optimizer, data.heard(model, "train"), data.config.training, rounds_done)
 
 
 @TASKS.register_fl_task(model="model", data_loader="data", device="device")  # type: ignore[untyped-decorator]
 def validate(model: Classifier, data: ShardData, device: str) -> dict[str, float]:
     """Validation on the site's own validation speakers: counts, of which the director makes scores."""
-    return evaluate(model, data.validation_clips).sums()
+    return evaluate(model, data.heard(model, "validation"), data.config.training).sums()

@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 
 import torch
 
+from kws.caching import heard_by
 from kws.config import ExperimentConfig
 from kws.metrics import METRICS, Evaluation
 from kws.model import build_model, load_weights
@@ -36,13 +37,12 @@ class Baseline:
     """One training run without a federation: `name` is "pooled" or "<site> alone"."""
 
     name: str
-    shard: int
     train: tuple[Utterance, ...]
 
 
 def train_baselines(
     config: ExperimentConfig,
-    shards: Mapping[str, tuple[int, Sequence[Utterance]]],
+    shards: Mapping[str, Sequence[Utterance]],
     validation: ClipSet,
     test: ClipSet,
     run: Run,
@@ -52,7 +52,7 @@ def train_baselines(
 
     Args:
         config: the experiment of the federation.
-        shards: by site, the number of its shard and its training utterances.
+        shards: by site, its training utterances.
         validation: clips by which the best round is chosen: those of all sites.
         test: clips to evaluate the best models on.
         run: gets a metrics line for every round.
@@ -61,9 +61,9 @@ def train_baselines(
     Returns:
         The evaluation of each baseline's best model on the test utterances, by its name.
     """
-    pooled = tuple(utterance for _, own in shards.values() for utterance in own)
-    jobs = [Baseline(POOLED, 0, pooled)]
-    jobs += [Baseline(alone(site), number, tuple(own)) for site, (number, own) in shards.items()]
+    pooled = tuple(utterance for own in shards.values() for utterance in own)
+    jobs = [Baseline(POOLED, pooled)]
+    jobs += [Baseline(alone(site), tuple(own)) for site, own in shards.items()]
     workers = min(cores, len(jobs))
     context = multiprocessing.get_context("spawn")
     with (
@@ -77,21 +77,22 @@ def train_baselines(
 def _train(config: ExperimentConfig, job: Baseline, validation: ClipSet, test: ClipSet, run: Run) -> Evaluation:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build_model(config.model, config.training.seed, test.format).to(torch.device(device))
+    heard = heard_by(model, validation, config.training)
     best: tuple[float, Weights] | None = None
 
     def choose(done: int, weights: Weights) -> None:
         nonlocal best
         load_weights(model, weights)
-        scores = evaluate(model, validation).scalars()
+        scores = evaluate(model, heard, config.training).scalars()
         run.add_metrics(done, job.name, "validate", scores)
         if best is None or METRICS[config.best_metric].better(scores[config.best_metric], best[0]):
             best = scores[config.best_metric], weights
 
-    sites = {job.name: (job.shard, ClipSet(job.train, test.format))}
+    sites = {job.name: ClipSet(job.train, test.format)}
     federated_averaging(config, sites, run.add_metrics, device, choose)
     assert best is not None
     load_weights(model, best[1])
-    return evaluate(model, test)
+    return evaluate(model, test, config.training)
 
 
 def _leave_with_parent() -> None:

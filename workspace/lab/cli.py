@@ -18,15 +18,29 @@ def demo(
         bool, typer.Option(help="Also train on pooled data and at each site alone.", envvar="BASELINES")
     ] = True,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the time.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tiny, a model on the Hugging Face hub, or a folder with one.", envvar="MODEL"),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="How it is trained: tiny, superb_ks, hf_finetune or adapter_hubert.",
+            envvar="PRESET",
+            show_default="tiny for tiny, else superb_ks",
+        ),
+    ] = None,
 ) -> None:
     """Run a whole federation on this machine: director, two envoys, notebook, trained model."""
-    from kws.config import ConfigError, ExperimentConfig, changed
     from lab.demo import run_demo
+    from lab.presets import asked_for
 
     try:
-        changed(ExperimentConfig(), change or [])
-        status = run_demo(change or [], baselines, name)
-    except (ConfigError, ValueError, OSError) as error:
+        if model and (folder := Path(model).expanduser()).is_dir():
+            model = str(folder.resolve())  # the sites start in folders of their own
+        asked_for(preset, model, change or [])
+        status = run_demo(change or [], baselines, name, model, preset)
+    except (ValueError, OSError) as error:
         typer.echo(f"kws: {error}", err=True)
         status = 2
     raise typer.Exit(status)

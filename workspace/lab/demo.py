@@ -104,7 +104,13 @@ class Services:
         return (self.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
 
-def run_demo(changes: Sequence[str], baselines: bool, name: str | None = None) -> int:
+def run_demo(
+    changes: Sequence[str],
+    baselines: bool,
+    name: str | None = None,
+    model: str | None = None,
+    preset: str | None = None,
+) -> int:
     """Run the main job; the exit status for the shell."""
     started = time.monotonic()
     data = resolve_corpus()
@@ -112,7 +118,13 @@ def run_demo(changes: Sequence[str], baselines: bool, name: str | None = None) -
     run = Run.create(HOUSE / "runs", name)
     print(f"corpus      {data}\nrun         {run.folder}", flush=True)
     try:
-        asyncio.run(_until_stopped(run, data, changes, baselines))
+        asked = {
+            "KWS_CHANGES": "\n".join(changes),
+            "KWS_MODEL": model or "",
+            "KWS_PRESET": preset or "",
+            "KWS_BASELINES": "1" if baselines else "0",
+        }
+        asyncio.run(_until_stopped(run, data, asked))
     except DemoError as error:
         print(f"\nThe demo failed. {error}\n\nAll logs: {run.folder / 'logs'}", file=sys.stderr)
         return 1
@@ -123,12 +135,12 @@ def run_demo(changes: Sequence[str], baselines: bool, name: str | None = None) -
     return 0
 
 
-async def _until_stopped(run: Run, data: Path, changes: Sequence[str], baselines: bool) -> None:
+async def _until_stopped(run: Run, data: Path, asked: Mapping[str, str]) -> None:
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    async with _federation(run, data, changes, baselines) as services:
+    async with _federation(run, data, asked) as services:
         progress = asyncio.create_task(_show_progress(run))
         try:
             result = str(run.folder / NOTEBOOK.name)
@@ -140,19 +152,24 @@ async def _until_stopped(run: Run, data: Path, changes: Sequence[str], baselines
 
 
 @asynccontextmanager
-async def _federation(run: Run, data: Path, changes: Sequence[str], baselines: bool) -> AsyncIterator[Services]:
-    """Director and envoys on loopback and a free port; stopped at the end, however it comes."""
+async def _federation(run: Run, data: Path, asked: Mapping[str, str]) -> AsyncIterator[Services]:
+    """Director and envoys on loopback and a free port; stopped at the end, however it comes.
+
+    asked: what the notebook is told by its environment.
+    """
     logs, scratch = run.folder / "logs", run.folder / "tmp"
     for folder in (logs, scratch):
         folder.mkdir()
-    environment = os.environ | {
-        "DATA": str(data),
-        "TMPDIR": str(scratch),
-        "KWS_RUN": str(run.folder),
-        "KWS_CHANGES": "\n".join(changes),
-        "KWS_BASELINES": "1" if baselines else "0",
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = (
+        os.environ
+        | asked
+        | {
+            "DATA": str(data),
+            "TMPDIR": str(scratch),
+            "KWS_RUN": str(run.folder),
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
     services = Services(logs, environment)
     try:
         await services.start(

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kws.config import ExperimentConfig, changed
+from kws.config import ExperimentConfig
 from kws.metrics import Evaluation
 from lab import HOUSE, tables
+from lab.changes import changed
 from lab.claims import Overlap
 from lab.comparison import Comparison, compare
 from lab.predictions import FEDERATED, Predictions
+from lab.presets import asked_for, preset
 from lab.records import Run
 from lab.tables import POOLED, alone
 from shard_descriptors.clips.clip_set import ClipSet
@@ -26,20 +28,26 @@ from shard_descriptors.sources.speech_commands import SYNTHETIC
 from shard_descriptors.utterances import Utterance
 
 
-def apply_changes(config: ExperimentConfig) -> ExperimentConfig:
-    """The configuration with the changes that `kws demo --change` was given (environment variable KWS_CHANGES)."""
-    return changed(config, [line for line in os.environ.get("KWS_CHANGES", "").splitlines() if line])
+def apply_changes(config: ExperimentConfig, shards: Mapping[str, Mapping[str, Any]]) -> ExperimentConfig:
+    """The experiment that `kws demo` was asked for, or this one, with the changes that it was given.
+
+    The environment's KWS_PRESET and KWS_MODEL name the former, KWS_CHANGES has the latter, one in a line. The preset
+    "tiny" trains for ten rounds where the sites hold synthetic speech: it is easy, people are not.
+    """
+    name, model, lines = (os.environ.get(each, "") for each in ("KWS_PRESET", "KWS_MODEL", "KWS_CHANGES"))
+    changes = [line for line in lines.splitlines() if line]
+    names = [change for change in changes if change.startswith("model.name")]
+    if name or model or names:
+        config = asked_for(name or None, model or None, names)
+    if config == preset("tiny") and next(iter(shards.values()))["corpus"] == SYNTHETIC:
+        changes = ["training.rounds=10", *changes]
+    return changed(config, changes)
 
 
 def start_run() -> Run:
     """The run directory that `kws demo` has made (environment variable KWS_RUN), or a new one in `runs/`."""
     given = os.environ.get("KWS_RUN")
     return Run(Path(given)) if given else Run.create(HOUSE / "runs")
-
-
-def suggested_rounds(shards: Mapping[str, Mapping[str, Any]]) -> int:
-    """Rounds after which "tiny" has learned what it can: synthetic speech is easy, people are not."""
-    return 10 if next(iter(shards.values()))["corpus"] == SYNTHETIC else 30
 
 
 def with_baselines() -> bool:
@@ -91,11 +99,11 @@ def local_corpus(shards: Mapping[str, Mapping[str, Any]], **source: Any) -> Corp
 
 def train_shards(
     utterances: Sequence[Utterance], shards: Mapping[str, Mapping[str, Any]]
-) -> dict[str, tuple[int, list[Utterance]]]:
-    """By site, the number of its shard and its training utterances."""
+) -> dict[str, list[Utterance]]:
+    """By site, its training utterances."""
     assigned = _assignment(utterances, next(iter(shards.values())))
     return {
-        site: (s["shard"], [u for u in shard_of(utterances, assigned, s["shard"]) if u.split == "train"])
+        site: [u for u in shard_of(utterances, assigned, s["shard"]) if u.split == "train"]
         for site, s in shards.items()
     }
 

@@ -6,7 +6,8 @@ it is that site alone.
 
 from collections.abc import Callable, Mapping
 
-from kws.batches import Clips
+from kws.caching import heard_by
+from kws.clips import Clips
 from kws.config import ExperimentConfig
 from kws.model import build_model, load_weights, trained_weights
 from kws.training import build_optimizer, train_round
@@ -18,7 +19,7 @@ Report = Callable[[int, str, str, dict[str, float]], None]
 
 def federated_averaging(
     config: ExperimentConfig,
-    sites: Mapping[str, tuple[int, Clips]],
+    sites: Mapping[str, Clips],
     report: Report,
     device: str = "cpu",
     after_round: Callable[[int, Weights], None] = lambda done, weights: None,
@@ -27,7 +28,7 @@ def federated_averaging(
 
     Args:
         config: the experiment.
-        sites: by site name, its shard number (which seeds its randomness) and its training clips.
+        sites: by site name, its training clips (which also seed its randomness).
         report: told what each site measured.
         device: where to compute.
         after_round: given the number of rounds that are done, from 0, and the weights that they have made.
@@ -36,18 +37,19 @@ def federated_averaging(
         The trained tensors of the last round's average.
     """
     training = config.training
-    models = {site: build_model(config.model, training.seed, own.format).to(device) for site, (_, own) in sites.items()}
+    models = {site: build_model(config.model, training.seed, own.format).to(device) for site, own in sites.items()}
+    heard = {site: heard_by(models[site], clips, training, changed=True) for site, clips in sites.items()}
     optimizers = {site: build_optimizer(models[site], training) for site in sites}
     weights: Weights = trained_weights(next(iter(models.values())))
     after_round(0, weights)
     for done in range(training.rounds):
         updates = []
-        for site, (shard, clips) in sites.items():
+        for site in sites:
             load_weights(models[site], weights)
             if not training.keep_optimizer:
                 optimizers[site] = build_optimizer(models[site], training)
-            report(done + 1, site, "train", train_round(models[site], optimizers[site], clips, training, done, shard))
+            report(done + 1, site, "train", train_round(models[site], optimizers[site], heard[site], training, done))
             updates.append(trained_weights(models[site]))
-        weights = weighted_mean(updates, [len(clips) for _, clips in sites.values()])
+        weights = weighted_mean(updates, [len(clips) for clips in sites.values()])
         after_round(done + 1, weights)
     return weights

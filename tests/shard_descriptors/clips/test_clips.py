@@ -18,6 +18,7 @@ import soundfile
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from shard_descriptors.clips import packed
 from shard_descriptors.clips.audio import AudioError, read_clip
@@ -109,6 +110,9 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, int]]:
     ]
 
 
+SHARES = st.floats(0, 1, exclude_max=True)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_the_same_samples_with_the_cache_and_without(
@@ -124,51 +128,56 @@ def test_the_same_samples_with_the_cache_and_without(
         utterances.append(Utterance(str(name), str(path), "yes", "1", "train", start, lasts))
     form = ClipFormat(num_samples=data.draw(st.sampled_from([1, 700, 16_000]), "clip"))
     numbers = data.draw(st.lists(st.integers(0, len(utterances) - 1), max_size=8), "numbers")
-    seed = data.draw(st.none() | st.integers(0, 2**32), "seed")
+    places = data.draw(st.none() | arrays.arrays(float, len(numbers), elements=SHARES), "places")
     cached = ClipSet(utterances, form, folder / "cache")
-    answers = []
-    for clips in (
-        cached,
-        cached,
-        ClipSet(utterances, form, folder / "cache"),
-        ClipSet(utterances, form, folder / "file"),
-    ):
-        generator = np.random.default_rng(seed) if seed is not None else None
-        answers.append((clips.read(numbers, generator), generator.random() if generator else None))
-    for (one, drawn), (other, as_drawn) in pairwise(answers):
+    again, uncached = ClipSet(utterances, form, folder / "cache"), ClipSet(utterances, form, folder / "file")
+    answers = [(clips.read(numbers, places), clips.keys) for clips in (cached, cached, again, uncached)]
+    for (one, keys), (other, same_keys) in pairwise(answers):
         np.testing.assert_array_equal(one, other)
-        assert drawn == as_drawn  # as many draws
+        np.testing.assert_array_equal(keys, same_keys)
     assert len(kept(folder / "cache")) == 1
 
 
-def test_of_a_long_recording_a_part_is_drawn_anew_each_time(tmp_path: Path, cache: Path) -> None:
+def test_of_a_long_recording_the_part_at_the_place_is_heard(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "steps.wav"
     soundfile.write(path, np.arange(8_000) / 32768, 16_000)  # sample n is n
     clips = ClipSet(rows(path, num_samples=8_000), ClipFormat(num_samples=1_000), cache)
-    generator = np.random.default_rng(0)
-    parts = np.concatenate([clips.read([0] * 50, generator) for _ in range(20)]) * 32768
-    firsts = parts[:, 0]
-    np.testing.assert_array_equal(parts, firsts[:, None] + np.arange(1_000))
-    assert firsts.min() < 50
-    assert firsts.max() > 6_950
-    assert len(set(firsts.tolist())) > 800
-    again = clips.read([0] * 50, np.random.default_rng(0)) * 32768
-    np.testing.assert_array_equal(again, parts[:50])
+    places = np.array([0, 0.25, 0.5, np.nextafter(1, 0)])  # of the 7,001 places from which there is a whole clip
+    parts = clips.read([0] * 4, places) * 32768
+    np.testing.assert_array_equal(parts, np.array([0, 1_750, 3_500, 7_000])[:, None] + np.arange(1_000))
     np.testing.assert_array_equal(clips.read([0])[0] * 32768, np.arange(1_000))
 
 
-def test_draws_reach_both_ends(tmp_path: Path, cache: Path) -> None:
+def test_all_parts_are_equally_likely(tmp_path: Path, cache: Path) -> None:
     clips = ClipSet(rows(noise(tmp_path / "a.wav", 1_002), num_samples=1_002), ClipFormat(num_samples=1_000), cache)
-    drawn = clips.read([0] * 60, np.random.default_rng(0))[:, 0]
-    np.testing.assert_array_equal(np.unique(drawn), np.unique(read_clip(tmp_path / "a.wav")[:3]))
+    drawn = clips.read([0] * 60, np.arange(60) / 60)[:, 0]
+    np.testing.assert_array_equal(drawn, np.repeat(read_clip(tmp_path / "a.wav")[:3], 20))
 
 
 def test_of_a_short_utterance_nothing_is_heard_that_follows_it(tmp_path: Path, cache: Path) -> None:
-    clip = ClipSet(rows(noise(tmp_path / "a.wav"), num_samples=5_000), cache=cache).read([0], np.random.default_rng(0))[
-        0
-    ]
+    clip = ClipSet(rows(noise(tmp_path / "a.wav"), num_samples=5_000), cache=cache).read([0], np.array([0.9]))[0]
     np.testing.assert_array_equal(clip[:5_000], read_clip(tmp_path / "a.wav")[:5_000])
     assert not clip[5_000:].any()
+
+
+def test_a_clip_has_the_same_key_wherever_it_lies_and_no_two_have_one(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "there").mkdir()
+    here, there, other = (
+        noise(tmp_path / "a.wav"),
+        noise(tmp_path / "there" / "a.wav"),
+        noise(tmp_path / "b.wav", seed=1),
+    )
+
+    def keys(*utterances: Utterance) -> list[int]:
+        return [int(key) for key in ClipSet(utterances, cache=cache).keys]
+
+    def row(path: Path, name: str = "yes/1.wav", start: int = 0) -> Utterance:
+        return Utterance(name, str(path), "yes", "1", "train", start, 8_000)
+
+    (first,) = keys(row(here))
+    assert keys(row(other), row(there))[1] == first  # whatever else is in the set, and whatever its folder is called
+    others = [*keys(row(other)), *keys(row(here, "yes/2.wav")), *keys(row(here, start=1))]
+    assert len({first, *others}) == 4  # two owners call different sounds the same
 
 
 def test_what_is_there_is_not_decoded_again(recordings: list[Utterance], cache: Path) -> None:

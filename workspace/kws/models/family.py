@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from kws.batches import sound_mask, standardise
+from kws.sound import sound_mask, standardise
 
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
 

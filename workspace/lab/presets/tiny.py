@@ -1,0 +1,8 @@
+"""The small network that is trained from scratch; DECISIONS.md, 7, says how it was found."""
+
+from kws.config import ExperimentConfig, ModelRecipe, Training
+
+
+def experiment(model: str) -> ExperimentConfig:
+    """Thirty rounds; synthetic speech is learned in ten (`lab.session.apply_changes`)."""
+    return ExperimentConfig(ModelRecipe(model), Training(rounds=30))
