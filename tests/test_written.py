@@ -35,7 +35,7 @@ def test_the_check_can_fail(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert not exists(name)
     for name in (
-        "federation", "federation.site", "federation.site.review.Submission.digest", "kws.config.BEST_METRICS",
+        "federation", "federation.site", "federation.site.review.Submission.digest", "kws.config.HEADS",
         "lab.demo.Services.start", "lab.cli.app", "shard_descriptors.utterances.Utterance.speaker",
         "federation.director.__main__", "federation.notebook.handle.FederationHandle",
     ):  # fmt: skip

@@ -42,7 +42,7 @@ def load(
         name on the hub. Parquet files are unpacked once, into the cache of `datasets`.
     audio, label: names of the columns with the recording and with what is spoken.
     speaker: name of the column that says who speaks; None: `speaker_id`, if there is one.
-    splits: those of the set to use; None: all. Their names must be in `rules.SPLIT_NAMES`. If it is only one, a
+    splits: those of the set to use; None: all. Their names must be in `sources.rules.SPLIT_NAMES`. If it is only one, a
         speaker's hash decides the split; without the speaker that of each recording's name, and a speaker will then
         be in several splits: scores flatter.
     config: which of a set's configurations, where it has several.
