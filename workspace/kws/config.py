@@ -32,10 +32,10 @@ class ModelRecipe:
     first with the head. None means all for "tiny", all but the feature encoder for pretrained weights. What is frozen
     behaves in training as it does in evaluation.
 
-    `cut_positions` cuts Whisper's positions from 30 s to the length of a clip. `dropout` (0 to 1) is applied inside
-    the transformer. `gradient_checkpointing` trades time for memory. `spec_augment` masks, in training, about a share
-    `mask_time_prob` of the frames in runs of `mask_time_length`, and `mask_feature_prob` of the hidden dimensions in
-    runs of `mask_feature_length` (Park et al. 2019).
+    `cut_positions` cuts Whisper's positions from 30 s to a clip and a second of silence. `dropout` (0 to 1) is applied
+    inside the transformer. `gradient_checkpointing` trades time for memory. `spec_augment` masks, in training, about a
+    share `mask_time_prob` of the frames in runs of `mask_time_length`, and `mask_feature_prob` of the hidden dimensions
+    in runs of `mask_feature_length` (Park et al. 2019).
     """
 
     name: str = "tiny"

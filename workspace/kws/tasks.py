@@ -85,6 +85,7 @@ class ShardData(DataInterface):  # type: ignore[misc]
     def __init__(self, config: ExperimentConfig) -> None:
         super().__init__()
         self.config = config
+        self._heard: dict[str, Heard] = {}
 
     @property
     def shard_descriptor(self) -> Any:
@@ -94,13 +95,15 @@ class ShardData(DataInterface):  # type: ignore[misc]
     @shard_descriptor.setter
     def shard_descriptor(self, descriptor: Any) -> None:
         self._shard_descriptor = descriptor
-        self.clips = {split: descriptor.get_dataset(split) for split in ("train", "validation")}
-        self._heard: dict[str, Heard] = {}
+        self.train_clips = descriptor.get_dataset("train")
+        self.validation_clips = descriptor.get_dataset("validation")
 
     def heard(self, model: Classifier, split: str) -> Heard:
-        """The clips of a split as the model hears them; what is kept of them is computed at the first call."""
+        """The clips of "train" or "validation" as the model hears them; what is kept is computed at the first call."""
         if split not in self._heard:
-            self._heard[split] = heard_by(model, self.clips[split], self.config.training, changed=split == "train")
+            train = split == "train"
+            clips = self.train_clips if train else self.validation_clips
+            self._heard[split] = heard_by(model, clips, self.config.training, changed=train)
         return self._heard[split]
 
     def get_train_loader(self, **_: Any) -> "ShardData":
@@ -113,11 +116,11 @@ class ShardData(DataInterface):  # type: ignore[misc]
 
     def get_train_data_size(self) -> int:
         """The site's weight in the average of the models."""
-        return len(self.clips["train"])
+        return len(self.train_clips)
 
     def get_valid_data_size(self) -> int:
         """The site's weight in the average of the validation metrics."""
-        return len(self.clips["validation"])
+        return len(self.validation_clips)
 
 
 TASKS = TaskInterface()

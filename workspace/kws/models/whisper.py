@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import WhisperFeatureExtractor
 
-from kws.models.family import ModelError, SpectrogramFamily
+from kws.models.family import SpectrogramFamily
 
 RATE, HOP = 16_000, 160
 """Samples a second, and samples between two frames of the spectrogram; two frames share a position."""
@@ -14,9 +14,10 @@ RATE, HOP = 16_000, 160
 class Whisper(SpectrogramFamily):
     """It pads every clip to 30 s, 1,500 positions, and takes the mean over all of them.
 
-    Cut to the clip, it does a thirtieth of the work on one second, and the mean is over the clip alone. That is another
-    network than the published one, which has always seen silence behind a short clip: with its encoder frozen the
-    accuracy may change either way, so measure it.
+    Cut to a clip of one second and a second of silence, it does a fifteenth of the work. That is another network than
+    the published one, so measure it. On 736 real test clips, a linear head on the weighted layers of whisper-tiny.en is
+    right for 0.96 to 0.97 of them, and without the silence, which Whisper has always heard behind a clip, for 0.94 to
+    0.96.
     """
 
     def default_extractor(self, config: Any) -> Any:
@@ -39,12 +40,10 @@ class Whisper(SpectrogramFamily):
         return None
 
     def cut_positions(self, network: Any, num_samples: int) -> Any:
-        """Keep as many positions as the clip has, in whole seconds, which is what the feature extractor can be told."""
-        seconds = -(-num_samples // RATE)
-        positions = seconds * RATE // (2 * HOP)
+        """Keep the positions of the clip and of a second behind it: whole seconds, as the extractor counts them."""
         encoder, config = network.encoder, network.config
-        if positions > config.max_source_positions:
-            raise ModelError(f"it has {config.max_source_positions} positions, 50 a second; the clips have {seconds} s")
+        seconds = min(-(-num_samples // RATE) + 1, config.max_source_positions * 2 * HOP // RATE)
+        positions = seconds * RATE // (2 * HOP)
         kept = encoder.embed_positions.weight[:positions].clone()
         encoder.embed_positions = torch.nn.Embedding(positions, config.d_model, _weight=kept, _freeze=True)
         config.max_source_positions = encoder.max_source_positions = positions
