@@ -19,6 +19,7 @@ from kws.config import ExperimentConfig
 from kws.metrics import Evaluation
 from kws.model import build_model, load_weights
 from kws.training import evaluate
+from lab.joined import Joined
 from lab.records import Run
 from lab.simulation import federated_averaging
 from lab.tables import POOLED, alone
@@ -29,10 +30,13 @@ from shard_descriptors.utterances import Utterance
 
 @dataclass(frozen=True)
 class Baseline:
-    """One training run without a federation: `name` is "pooled" or "<site> alone"."""
+    """One training run without a federation, on the training utterances of some sites.
+
+    name: "pooled" or "<site> alone".
+    """
 
     name: str
-    train: tuple[Utterance, ...]
+    sites: tuple[tuple[Utterance, ...], ...]
 
 
 def train_baselines(
@@ -54,9 +58,8 @@ def train_baselines(
     Returns:
         The evaluation of each final model on the test utterances, by baseline.
     """
-    pooled = tuple(utterance for own in shards.values() for utterance in own)
-    jobs = [Baseline(POOLED, pooled)]
-    jobs += [Baseline(alone(site), tuple(own)) for site, own in shards.items()]
+    jobs = [Baseline(POOLED, tuple(map(tuple, shards.values())))]
+    jobs += [Baseline(alone(site), (tuple(own),)) for site, own in shards.items()]
     workers = min(cores, len(jobs))
     context = multiprocessing.get_context("spawn")
     with (
@@ -71,8 +74,8 @@ def _train(
     config: ExperimentConfig, job: Baseline, test: tuple[Utterance, ...], form: ClipFormat, run: Run
 ) -> Evaluation:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sites = {job.name: ClipSet(job.train, form)}
-    weights = federated_averaging(config, sites, run.add_metrics, device)
+    clips = Joined([ClipSet(own, form) for own in job.sites])
+    weights = federated_averaging(config, {job.name: clips}, run.add_metrics, device)
     model = build_model(config.model, config.training.seed, form).to(torch.device(device))
     load_weights(model, weights)
     return evaluate(model, ClipSet(test, form), config.training)
