@@ -25,6 +25,7 @@ from kws.metrics import METRICS, Evaluation
 from kws.model import build_model, load_weights
 from kws.training import evaluate
 from lab.aggregation import Weights
+from lab.joined import Joined
 from lab.records import Run
 from lab.simulation import federated_averaging
 from lab.tables import POOLED, alone
@@ -34,10 +35,13 @@ from shard_descriptors.utterances import Utterance
 
 @dataclass(frozen=True)
 class Baseline:
-    """One training run without a federation: `name` is "pooled" or "<site> alone"."""
+    """One training run without a federation, on the training utterances of some sites.
+
+    name: "pooled" or "<site> alone".
+    """
 
     name: str
-    train: tuple[Utterance, ...]
+    sites: tuple[tuple[Utterance, ...], ...]
 
 
 def train_baselines(
@@ -61,9 +65,8 @@ def train_baselines(
     Returns:
         The evaluation of each baseline's best model on the test utterances, by its name.
     """
-    pooled = tuple(utterance for own in shards.values() for utterance in own)
-    jobs = [Baseline(POOLED, pooled)]
-    jobs += [Baseline(alone(site), tuple(own)) for site, own in shards.items()]
+    jobs = [Baseline(POOLED, tuple(map(tuple, shards.values())))]
+    jobs += [Baseline(alone(site), (tuple(own),)) for site, own in shards.items()]
     workers = min(cores, len(jobs))
     context = multiprocessing.get_context("spawn")
     with (
@@ -88,8 +91,8 @@ def _train(config: ExperimentConfig, job: Baseline, validation: ClipSet, test: C
         if best is None or METRICS[config.best_metric].better(scores[config.best_metric], best[0]):
             best = scores[config.best_metric], weights
 
-    sites = {job.name: ClipSet(job.train, test.format)}
-    federated_averaging(config, sites, run.add_metrics, device, choose)
+    clips = Joined([ClipSet(own, test.format) for own in job.sites])
+    federated_averaging(config, {job.name: clips}, run.add_metrics, device, choose)
     assert best is not None
     load_weights(model, best[1])
     return evaluate(model, test, config.training)

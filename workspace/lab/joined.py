@@ -1,4 +1,4 @@
-"""Several sites' clips as one set, for the baselines: what was decoded or computed for the sites is not made again."""
+"""Several sites' clips as one set, for the baselines: what was decoded or computed for a site is not made again."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -6,12 +6,14 @@ it is that site alone.
 
 from collections.abc import Callable, Mapping
 
-from kws.caching import heard_by
+import torch
+
 from kws.clips import Clips
 from kws.config import ExperimentConfig
 from kws.model import build_model, load_weights, trained_weights
 from kws.training import build_optimizer, train_round
 from lab.aggregation import Weights, weighted_mean
+from lab.joined import heard_by
 
 Report = Callable[[int, str, str, dict[str, float]], None]
 """Called with round, site, task and scalar metrics, in the terms of `metrics.jsonl`."""
@@ -37,19 +39,20 @@ def federated_averaging(
         The trained tensors of the last round's average.
     """
     training = config.training
-    models = {site: build_model(config.model, training.seed, own.format).to(device) for site, own in sites.items()}
-    heard = {site: heard_by(models[site], clips, training, changed=True) for site, clips in sites.items()}
-    optimizers = {site: build_optimizer(models[site], training) for site in sites}
-    weights: Weights = trained_weights(next(iter(models.values())))
+    form = next(iter(sites.values())).format
+    model = build_model(config.model, training.seed, form).to(torch.device(device))
+    heard = {site: heard_by(model, clips, training, changed=True) for site, clips in sites.items()}
+    optimizers = {site: build_optimizer(model, training) for site in sites}
+    weights: Weights = trained_weights(model)
     after_round(0, weights)
     for done in range(training.rounds):
         updates = []
         for site in sites:
-            load_weights(models[site], weights)
+            load_weights(model, weights)  # one model for all: sites differ in what is loaded, and in their optimizers
             if not training.keep_optimizer:
-                optimizers[site] = build_optimizer(models[site], training)
-            report(done + 1, site, "train", train_round(models[site], optimizers[site], heard[site], training, done))
-            updates.append(trained_weights(models[site]))
+                optimizers[site] = build_optimizer(model, training)
+            report(done + 1, site, "train", train_round(model, optimizers[site], heard[site], training, done))
+            updates.append(trained_weights(model))
         weights = weighted_mean(updates, [len(clips) for clips in sites.values()])
         after_round(done + 1, weights)
     return weights
