@@ -348,6 +348,8 @@ def test_evaluate_answers_every_clip_in_order_and_changes_nothing(recipe: ModelR
     assert np.array_equal(scores.labels, clips.labels)
     labels = torch.from_numpy(clips.labels)
     assert scores.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert scores.logits.dtype == np.float32
+    np.testing.assert_allclose(scores.logits, logits.numpy(), rtol=1e-4, atol=1e-5)
     assert evaluate(model, clips).scalars() == scores.scalars()
     assert equal(trained_weights(model), before)
 
@@ -415,3 +417,8 @@ def test_other_processes_repeat_to_the_bit_also_when_one_is_killed(recipe: Model
     assert equal(
         torch.load(state, weights_only=False)["weights"], trained(replace(recipe, dropout=0.2), Training(**REPEATED))
     )
+
+
+def test_there_has_to_be_something_to_evaluate(recipe: ModelRecipe) -> None:
+    with pytest.raises(ValueError, match="no clips to evaluate"):
+        evaluate(build_model(recipe, 0, SUPERB_KS), Tones.make(0))

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kws.metrics import METRICS
 from kws.settings import ConfigError as ConfigError
 from kws.settings import check, setting, with_values
 
 UPDATE_FORMATS = ("float32", "float16", "bfloat16", "int8")
-BEST_METRICS = ("accuracy", "macro_f1")
 HEADS = ("own", "weighted_sum", "adapter")
 TRAINED = ("all", "all_but_feature_encoder", "top_layers", "head", "lora", "biases_and_norms")
 
@@ -191,7 +191,7 @@ class Training:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """A whole experiment: model, local training and the metric by which the best model is chosen.
+    """A whole experiment: model, local training and the metric by which the best model is chosen (one of `METRICS`).
 
     `update_format` is how the sites send what they have trained: "float32", or the change in fewer bits, where what is
     rounded off is made up for in the next round ("float16" and "bfloat16": half the bytes, "int8": a quarter).
@@ -199,7 +199,7 @@ class ExperimentConfig:
 
     model: ModelRecipe = field(default_factory=ModelRecipe)
     training: Training = field(default_factory=Training)
-    best_metric: str = setting("accuracy", one_of=BEST_METRICS)
+    best_metric: str = setting("accuracy", one_of=tuple(METRICS))
     update_format: str = setting("float32", one_of=UPDATE_FORMATS)
 
     def __post_init__(self) -> None:

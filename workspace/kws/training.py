@@ -119,18 +119,22 @@ def add_gradients(
 
 @torch.inference_mode()
 def evaluate(model: Classifier, clips: Clips | Heard, training: Training | None = None) -> Evaluation:
-    """The model's answers to all clips, with dropout off and with the arithmetic of its training."""
+    """The model's answers to all clips, with dropout off and with the arithmetic of its training.
+
+    Raises:
+        ValueError: there are no clips.
+    """
     heard = clips if isinstance(clips, Heard) else Heard(clips)
+    if not len(heard.labels):
+        raise ValueError("there are no clips to evaluate the model on; give each site, and the test, one at least")
     device = next(model.parameters()).device
-    labels = torch.from_numpy(heard.labels)
     model.eval()
     answers = []
     with arithmetic(training or Training(), device) as autocast:
         for (batch,) in on_device(([batch] for batch in in_order(heard, EVALUATION_BATCH)), device):
             with autocast:
                 answers.append(heard.logits(model, batch.inputs))
-    logits = torch.cat(answers).float().cpu()
-    return Evaluation(heard.labels, logits.argmax(-1).numpy(), cross_entropy(logits, labels).item())
+    return Evaluation(heard.labels, torch.cat(answers).float().cpu().numpy())
 
 
 @contextmanager
