@@ -1,6 +1,7 @@
 """How fast and how heavy a federation is, beside others and beside the limit; see docs/benchmarks.md."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import data_layer
 import measure
 import report
 import scaling
+import training_loops
 import typer
 from addition import Job, JobError
 from sizes import shapes
@@ -87,9 +89,31 @@ def data(
     print(report.data(figures), flush=True)
 
 
+@app.command()
+def training(
+    size: Annotated[str, typer.Option(help='"base" (wav2vec2-base, random weights) or "tiny"')] = "base",
+    corpus: Annotated[
+        Path | None, typer.Option(help="recordings in the official layout to train on; none: tones")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps that are timed as one")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="of every loop", show_default="all cores")] = None,
+) -> None:
+    """Train by this project, by a bare loop and by the Trainer of Transformers, and print what each costs."""
+    if size not in training_loops.BATCH:
+        raise ValueError(f"size {size!r} is none; allowed: {', '.join(training_loops.BATCH)}")
+    say(f"training of {size}")
+    folder = str(corpus.resolve()) if corpus else ""
+    figures = training_loops.measure_training(size, folder, steps, threads or os.cpu_count() or 1)
+    keep(f"training-{size}", figures)
+    print(report.training(figures), flush=True)
+
+
 @app.command("all")
 def everything(size: Size = "base") -> None:
-    """All of it: forty minutes on two cores."""
+    """All of it: fifty minutes on two cores."""
+    for which, steps in (("tiny", 20), ("base", 3)):
+        training(which, steps=steps)
+        print()
     data()
     print()
     clock()

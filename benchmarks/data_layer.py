@@ -5,9 +5,7 @@ what it has measured as JSON. Times are from warm disk; what is compared is firs
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections import deque
@@ -16,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-HOUSE = Path(__file__).resolve().parents[1]
+from steps import Figures, StepError, in_process, machine, memory_of
+
 FULL_BYTES = 8 * 10**9
 """What the corpus and the packed clips need on disk, with room to spare."""
 
@@ -27,25 +26,19 @@ BATCH = 16
 EPOCHS = 4
 FEW = 2000
 
-Figures = dict[str, Any]
-
-
-class DataError(ValueError):
-    """A step that cannot be measured, or that has computed something else than it should."""
-
 
 def full_corpus() -> Path:
     """Synthetic speech with as many recordings as Speech Commands v0.01 has; made once, in a minute.
 
     Raises:
-        DataError: too little room for it and for its packed clips.
+        StepError: too little room for it and for its packed clips.
     """
     from shard_descriptors.clips.cache import cache_folder
     from shard_descriptors.sources.synthetic import SyntheticSettings, default_corpus
 
     cache_folder().mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(cache_folder()).free) < FULL_BYTES:
-        raise DataError(
+        raise StepError(
             f"{cache_folder()} has {free / 1e9:.1f} GB free; the corpus and its packed clips need "
             f"{FULL_BYTES / 1e9:.0f} GB. Make room, or set KWS_CACHE to another folder"
         )
@@ -65,37 +58,20 @@ def measure_data(corpus: Path, cache: Path) -> Figures:
     """Figures of every step, by its name. `cache` is emptied before and after.
 
     Raises:
-        DataError: a step failed; with the end of its output.
+        StepError: a step failed; with the end of its output.
     """
     shutil.rmtree(cache, ignore_errors=True)
     try:
         figures: Figures = {"machine": machine()}
-        figures["listing"] = [in_process("listing", corpus, cache) for _ in range(REPEATS)]
+        figures["listing"] = [in_process(__file__, "listing", corpus, cache) for _ in range(REPEATS)]
         for step in ("decoding", "packing", "reading", "epochs"):
-            figures[step] = in_process(step, corpus, cache)
-        figures["memory"] = {count: in_process("memory", corpus, cache, count) for count in ("0", str(FEW), "all")}
+            figures[step] = in_process(__file__, step, corpus, cache)
+        figures["memory"] = {
+            count: in_process(__file__, "memory", corpus, cache, count) for count in ("0", str(FEW), "all")
+        }
         return figures
     finally:
         shutil.rmtree(cache, ignore_errors=True)
-
-
-def in_process(step: str, *arguments: object) -> Figures:
-    """What a step has measured, with the `seconds` from the start of its process to its end."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    paths = [str(HOUSE), str(HOUSE / "workspace"), os.environ.get("PYTHONPATH", "")]
-    begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, __file__, step, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=os.environ | threads | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        check=False,
-    )
-    seconds = time.perf_counter() - begun
-    if done.returncode:
-        raise DataError(f"{step} failed:\n{(done.stdout + done.stderr)[-3000:]}")
-    return {"seconds": seconds} | json.loads(done.stdout)
 
 
 def listing(corpus: str, _: str) -> Figures:
@@ -106,8 +82,8 @@ def listing(corpus: str, _: str) -> Figures:
     rows = _rows(corpus)
     assigned = assign(rows, scheme_of("speakers"), SHARDS, 0)
     if len(assigned) != len(rows):
-        raise DataError("not every utterance has a shard")
-    return {"utterances": len(rows), "peak": _memory("VmHWM")}
+        raise StepError("not every utterance has a shard")
+    return {"utterances": len(rows), "peak": memory_of("VmHWM")}
 
 
 def decoding(corpus: str, _: str) -> Figures:
@@ -123,7 +99,7 @@ def decoding(corpus: str, _: str) -> Figures:
     for path in paths:  # which also warms the disk
         ours, bare = read_clip(path), soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
         if not np.array_equal(ours[: len(bare)], bare[: len(ours)]) or ours[len(bare) :].any():
-            raise DataError(f"{path} is decoded to something else than what the library reads")
+            raise StepError(f"{path} is decoded to something else than what the library reads")
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(REPEATS):
         rates["bare"].append(_rate(paths, lambda path: soundfile.read(path, dtype="float32")))
@@ -143,7 +119,7 @@ def packing(corpus: str, cache: str) -> Figures:
     again = [_seconds(ClipSet(rows, cache=Path(cache)).prepare) for _ in range(REPEATS)]
     some = np.random.default_rng(0).permutation(len(rows))[:FEW]
     if not np.array_equal(clips.read(some), _decoding(rows).read(some)):
-        raise DataError("clips from the packed file differ from those decoded anew")
+        raise StepError("clips from the packed file differ from those decoded anew")
     (file,) = Path(cache).glob("*.int16")
     return {"clips": len(rows), "bytes": file.stat().st_size, "pack": pack, "open": again}
 
@@ -230,7 +206,7 @@ def epochs(corpus: str, cache: str) -> Figures:
             if kind == "packed":
                 read.append(packed.seconds)
     if not losses["packed"] == losses["memory"] == losses["decoded"]:
-        raise DataError(f"the same clips have trained to other losses: {losses}")
+        raise StepError(f"the same clips have trained to other losses: {losses}")
     batches = steps(Heard(packed, training.augmentation), training, 0, steps_in_epoch(training, len(packed)))
     return {"clips": len(rows), "epochs": seconds, "read": read, "prepare": _seconds(lambda: deque(batches, maxlen=0))}
 
@@ -245,21 +221,13 @@ def memory(corpus: str, cache: str, count: str) -> Figures:
     train = [row for row in rows if row.split == "train"]
     train = train if count == "all" else train[: int(count)]
     clips = ClipSet(train, cache=Path(cache))
-    most = _memory("RssAnon")
+    most = memory_of("RssAnon")
     order = np.random.default_rng(0).permutation(len(clips))
     for first in range(0, len(order), BATCH):
         clips.read(order[first : first + BATCH])
         if first % (50 * BATCH) == 0:
-            most = max(most, _memory("RssAnon"))
+            most = max(most, memory_of("RssAnon"))
     return {"clips": len(clips), "anonymous": most}
-
-
-def machine() -> str:
-    """The machine in words."""
-    found = Path("/proc/cpuinfo").read_text()
-    model = next((line.partition(":")[2].strip() for line in found.splitlines() if line.startswith("model name")), "")
-    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return f"one thread on {os.cpu_count()} cores ({model or 'unknown'}), {gigabytes:.0f} GB"
 
 
 def _rows(corpus: str, split: str | None = None) -> Any:
@@ -286,12 +254,6 @@ def _seconds(do: Callable[[], object]) -> float:
     begun = time.perf_counter()
     do()
     return time.perf_counter() - begun
-
-
-def _memory(name: str) -> int:
-    """Bytes by a name in /proc/self/status."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
 
 
 STEPS = (listing, decoding, packing, reading, epochs, memory)

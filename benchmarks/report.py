@@ -136,6 +136,32 @@ def data(figures: Mapping[str, Any]) -> str:
     )
 
 
+LOOPS = {"bare": "bare PyTorch loop", "ours": "this project", "trainer": "Trainer of Transformers"}
+
+
+def training(figures: Mapping[str, Any]) -> str:
+    """What one site's training costs beside a bare loop and the library's; medians, with least and most in brackets."""
+    times, memory, clips = figures["times"], figures["memory"], figures["steps"] * figures["batch"]
+
+    def over(name: str, other: str) -> list[float]:
+        return [one / two for one, two in zip(times[name], times[other], strict=True)]
+
+    rows = [_held_to(f"{title}, clips/s", [clips / each for each in times[loop]]) for loop, title in LOOPS.items()]
+    rows += [
+        _held_to("this project's time over the bare loop's", over("ours", "bare"), 1.1),
+        _held_to("… over the Trainer's", over("ours", "trainer"), 1.0),
+        _held_to("… with every clip changed at random, over the bare loop's without", over("augmented", "bare")),
+        *(_held_to(f"{title}, peak MB", [memory[loop] / 1e6]) for loop, title in LOOPS.items()),
+        _held_to("this project's peak over the bare loop's", [memory["ours"] / memory["bare"]], 1.1),
+    ]
+    network = "wav2vec2-base, random weights, all trained" if figures["size"] == "base" else figures["size"]
+    losses = ", ".join(f"{loss:.4f}" for name, loss in figures["losses"].items() if name in LOOPS)
+    return (
+        f"{figures['machine']}; {network}; batches of {figures['batch']}, {figures['steps']} steps at a time; "
+        f"mean losses of the first: {losses}\n\n" + table(["", "measured", "wanted", ""], rows)
+    )
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, columns aligned.
 

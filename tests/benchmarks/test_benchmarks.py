@@ -17,8 +17,10 @@ import data_layer  # noqa: E402
 import measure  # noqa: E402
 import report  # noqa: E402
 import scaling  # noqa: E402
+import training_loops  # noqa: E402
 from addition import Job, JobError  # noqa: E402
 from sizes import shapes  # noqa: E402
+from steps import StepError  # noqa: E402
 
 from shard_descriptors.sources.speech_commands import load  # noqa: E402
 
@@ -90,7 +92,7 @@ def test_sizes_are_those_of_wav2vec2() -> None:
 def test_the_commands_of_the_documentation() -> None:
     told = (HOUSE / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\.venv/bin/python benchmarks (\w+)", told, re.MULTILINE)
-    assert set(commands) == {"compare", "scaling", "clock", "one", "data"}
+    assert set(commands) == {"compare", "scaling", "clock", "one", "data", "training"}
     for command in commands:
         shown = subprocess.run(
             [sys.executable, "benchmarks", command, "--help"], cwd=HOUSE, capture_output=True, text=True, check=True
@@ -144,7 +146,7 @@ def test_the_data_layer_is_measured_by_real_processes(measured: dict, tiny_corpu
 
 
 def test_nothing_but_figures_is_left(tiny_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(data_layer.DataError, match=r"(?s)listing failed:.*is not a folder"):
+    with pytest.raises(StepError, match=r"(?s)listing failed:.*is not a folder"):
         data_layer.measure_data(tmp_path, tmp_path / "packed")
     assert list(tmp_path.iterdir()) == []
 
@@ -158,6 +160,26 @@ def test_the_table_of_the_data_layer(measured: dict) -> None:
     assert rows["whole process that lists and shares out, s"] == ["1.25 (1.00–3.00)", "at most 2", "yes"]
     assert rows["… its peak, MB"] == ["400.0 (400.0–400.0)", "at most 300", "no"]
     assert rows["reading in batches of 16, clips/s"] == ["2.00 (1.00–3.00)", "–", ""]
+
+
+@pytest.mark.slow
+def test_three_trainings_of_real_processes_are_equal_and_measured(tiny_corpus: Path) -> None:
+    figures = training_loops.measure_training("tiny", str(tiny_corpus), steps=2, threads=1)
+    assert figures["losses"]["ours"] == pytest.approx(figures["losses"]["bare"], rel=1e-5)
+    assert figures["losses"]["trainer"] == pytest.approx(figures["losses"]["bare"], rel=1e-3)
+    assert {name: len(times) for name, times in figures["times"].items() if name != "seconds"} == dict.fromkeys(
+        ("bare", "ours", "trainer", "augmented"), training_loops.REPEATS
+    )
+    assert min(figures["memory"].values()) > 100e6
+    lines = report.training(json.loads(json.dumps(figures))).splitlines()
+    rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])}
+    assert rows["this project's peak over the bare loop's"][1] == "at most 1.1"
+
+
+def test_a_training_that_computes_something_else_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_loops, "_trained", lambda loop, *_, **__: iter([(1.0, 2.0 + (loop == "ours"))]))
+    with pytest.raises(StepError, match=r"ours came to a loss of 3\.0, the bare loop to 2\.0"):
+        training_loops.losses("tiny", "", "2")
 
 
 @pytest.mark.parametrize("module", [measure, report, scaling])

@@ -354,11 +354,6 @@ def test_evaluate_answers_every_clip_in_order_and_changes_nothing(recipe: ModelR
     assert equal(trained_weights(model), before)
 
 
-def test_there_has_to_be_something_to_evaluate(recipe: ModelRecipe) -> None:
-    with pytest.raises(ValueError, match="no clips to evaluate"):
-        evaluate(build_model(recipe, 0, SUPERB_KS), Tones.make(0))
-
-
 def test_where_bfloat16_is_used() -> None:
     """On a CPU only on request, and only where the hardware has it."""
     found = torch.cpu.get_capabilities()
@@ -422,3 +417,8 @@ def test_other_processes_repeat_to_the_bit_also_when_one_is_killed(recipe: Model
     assert equal(
         torch.load(state, weights_only=False)["weights"], trained(replace(recipe, dropout=0.2), Training(**REPEATED))
     )
+
+
+def test_there_has_to_be_something_to_evaluate(recipe: ModelRecipe) -> None:
+    with pytest.raises(ValueError, match="no clips to evaluate"):
+        evaluate(build_model(recipe, 0, SUPERB_KS), Tones.make(0))

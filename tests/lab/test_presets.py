@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from kws.config import Augmentation, ConfigError, ExperimentConfig, Training
@@ -58,3 +60,22 @@ def test_what_is_asked_for_on_the_command_line() -> None:
     assert asked_for("hf_finetune", "folder").training.learning_rate == 3e-5
     with pytest.raises(ConfigError, match=r"training\.round"):
         asked_for("hf_finetune", "folder", ["training.round=3"])
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "cut"),
+    [
+        ('{"model_type": "whisper"}', "model", True),
+        ('{"model_type": "hubert"}', "whisper", False),
+        ("[]", "model", False),
+        (None, "openai/whisper-tiny", True),
+        (None, "facebook/hubert-base-ls960", False),
+    ],
+)
+def test_whisper_hears_the_clip_alone(content: str | None, name: str, cut: bool, tmp_path: Path) -> None:
+    if content is not None:
+        name = str(tmp_path / name)
+        Path(name).mkdir()
+        (Path(name) / "config.json").write_text(content)
+    assert preset("superb_ks", name).model.cut_positions is cut
+    assert not preset("hf_finetune", name).model.cut_positions

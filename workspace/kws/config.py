@@ -10,7 +10,6 @@ from kws.settings import ConfigError as ConfigError
 from kws.settings import check, setting, with_values
 
 UPDATE_FORMATS = ("float32", "float16", "bfloat16", "int8")
-BEST_METRICS = tuple(METRICS)
 HEADS = ("own", "weighted_sum", "adapter")
 TRAINED = ("all", "all_but_feature_encoder", "top_layers", "head", "lora", "biases_and_norms")
 
@@ -200,7 +199,7 @@ class ExperimentConfig:
 
     model: ModelRecipe = field(default_factory=ModelRecipe)
     training: Training = field(default_factory=Training)
-    best_metric: str = setting("accuracy", one_of=BEST_METRICS)
+    best_metric: str = setting("accuracy", one_of=tuple(METRICS))
     update_format: str = setting("float32", one_of=UPDATE_FORMATS)
 
     def __post_init__(self) -> None:

@@ -52,16 +52,13 @@ def moved(waveforms: torch.Tensor, speed: torch.Tensor, shift: torch.Tensor) -> 
 
     speed: float32 (batch, 1), above 1 is faster. shift: float32 (batch, 1), in samples; above 0 is earlier.
     """
-    num_samples = waveforms.shape[1]
-    centre = (num_samples - 1) / 2
-    places = (torch.arange(num_samples) - centre) * speed  # where each new sample lies in the old clip
-    places.add_(centre).add_(shift)  # in place, as below: this is half of what preparing a batch costs
-    outside = (places < 0).logical_or_(places > num_samples - 1)
-    left = places.long().clamp_(0, num_samples - 2)
-    share = places.sub_(left)
-    before, after = waveforms.gather(1, left), waveforms.gather(1, left.add_(1))
-    after.mul_(share)
-    return before.mul_(share.neg_().add_(1)).add_(after).masked_fill_(outside, 0.0)
+    centre = (waveforms.shape[1] - 1) / 2
+    numbers = np.arange(waveforms.shape[1], dtype=np.float64)
+    changed = np.empty_like(waveforms.numpy())
+    rows = zip(changed, waveforms.numpy(), speed[:, 0].tolist(), shift[:, 0].tolist(), strict=True)
+    for new, old, factor, offset in rows:  # `interp` row by row takes half the time of gathering from all at once
+        new[:] = np.interp((numbers - centre) * factor + (centre + offset), numbers, old, left=0, right=0)
+    return torch.from_numpy(changed)
 
 
 def mixed(waveforms: torch.Tensor, noise: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
@@ -78,7 +75,8 @@ def _column(shares: npt.NDArray[np.float64], least: float, most: float) -> torch
 
 
 def _rms(waveforms: torch.Tensor) -> torch.Tensor:
-    sound = sound_mask(waveforms).sum(dim=1, keepdim=True).clamp(min=1)
+    padding = np.argmax(waveforms.numpy()[:, ::-1] != 0, axis=1)
+    sound = waveforms.shape[1] - torch.from_numpy(padding)[:, None]
     return (waveforms.square().sum(dim=1, keepdim=True) / sound).sqrt()
 
 

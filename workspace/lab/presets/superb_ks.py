@@ -3,9 +3,14 @@
 Yang et al. 2021 (arXiv:2105.01051); s3prl, `downstream/speech_commands/config.yaml` at 3c50982: projection of 256, mean
 over time, Adam at a constant 1e-4 for 200,000 batches of 32, every label drawn equally often, gradients cut at 1.
 
-Different here: SUPERB lets the rate be searched, and 1e-3 gets there in a twentieth of the steps, of which a federation
-has few. The augmentation is off, as there, so that the encoder's output can be kept (`training.cache`).
+Different here: SUPERB lets the rate be searched. With 1e-3 the encoder of Whisper tiny.en, on 2,421 real clips at two
+sites, comes to 0.955 on new speakers in 20 rounds of five epochs (3,800 steps at each site; pooled 0.954), with 1e-4 to
+0.952. The augmentation is off, as there, so that the encoder's output can be kept (`training.cache`). Of Whisper's
+positions only those of the clip are kept: a thirtieth of the work on one second.
 """
+
+import json
+from pathlib import Path
 
 from kws.config import Augmentation, ExperimentConfig, ModelRecipe, Training
 
@@ -13,7 +18,9 @@ from kws.config import Augmentation, ExperimentConfig, ModelRecipe, Training
 def experiment(model: str) -> ExperimentConfig:
     """Twenty rounds of five epochs, which cost seconds once the encoder's output is kept."""
     return ExperimentConfig(
-        ModelRecipe(model, head="weighted_sum", head_size=256, trained="head", dropout=0.0),
+        ModelRecipe(
+            model, head="weighted_sum", head_size=256, trained="head", dropout=0.0, cut_positions=is_whisper(model)
+        ),
         Training(
             rounds=20,
             local_epochs=5.0,
@@ -30,3 +37,12 @@ def experiment(model: str) -> ExperimentConfig:
             augmentation=Augmentation.none(),
         ),
     )
+
+
+def is_whisper(model: str) -> bool:
+    """Whether a folder says that it holds Whisper; of a name on the hub, whether it does."""
+    try:
+        told = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "whisper" in model.lower()
+    return isinstance(told, dict) and told.get("model_type") == "whisper"
