@@ -47,7 +47,7 @@ def logits_of(model: Classifier, clips: torch.Tensor = CLIPS) -> torch.Tensor:
 
 def trained_a_round(model: Classifier, seed: int = 0) -> Classifier:
     settings = plain(learning_rate=1e-2)
-    train_round(model, build_optimizer(model, settings), Tones.make(24, seed), settings, 0, 1)
+    train_round(model, build_optimizer(model, settings), Tones.make(24, seed), settings, 0)
     return model
 
 
