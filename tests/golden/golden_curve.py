@@ -119,7 +119,7 @@ def curve(rows: Sequence[Utterance], config: ExperimentConfig = CONFIG) -> list[
     def report(_round: int, _site: str, _task: str, metrics: dict[str, float]) -> None:
         losses.append(metrics["loss"])
 
-    sites = {f"site{n}": (n, ClipSet(rows[n - 1 :: SITES])) for n in range(1, SITES + 1)}
+    sites = {f"site{n}": ClipSet(rows[n - 1 :: SITES]) for n in range(1, SITES + 1)}
     federated_averaging(config, sites, report)
     return losses
 
