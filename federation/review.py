@@ -1,4 +1,4 @@
-"""The data owner's command line: `python -m federation.review --help`. Prints what `federation.site.review` knows."""
+"""The data owner's command line: `python -m federation.review --help`. Prints what `federation.site` knows."""
 
 from datetime import datetime
 from pathlib import Path
@@ -9,9 +9,9 @@ import typer
 from federation.errors import FederationError
 from federation.settings import EnvoySettings, load_envoy
 from federation.site import audit
-from federation.site.listing import lines, visible
-from federation.site.review import Received, ReviewFolder, Verdict, difference, verdict
-from federation.wire import archives
+from federation.site.listing import visible
+from federation.site.review import Received, ReviewFolder, Verdict, verdict
+from federation.site.view import parts
 from federation.wire.metadata import SHORT
 
 app = typer.Typer(
@@ -40,9 +40,11 @@ def _list(config: _Config = _YAML) -> None:
 def _show(
     prefix: _Prefix,
     config: _Config = _YAML,
-    code: Annotated[bool, typer.Option(help="Show every file whole, although there is a diff.")] = False,
+    code: Annotated[
+        bool, typer.Option(help="Show every file whole, also where a difference would do, or it is as installed here.")
+    ] = False,
 ) -> None:
-    """Show a submission: its plan and objects, and its code or the diff to the last approved one."""
+    """Show a submission: its plan and objects, and of its code what you have neither approved nor installed."""
     settings = load_envoy(config)
     folder = ReviewFolder(settings.review_folder)
     about = folder.find(prefix)
@@ -52,12 +54,9 @@ def _show(
     typer.echo(f"experiment  {visible(about.experiment)}, received {_time(about.time)}")
     typer.echo(f"decision    {_decided(about, settings)}")
     typer.echo("A pickle is shown by what it imports and the values in it, in their order.")
-    whole = [name for name in submission.files if code or not last or not name.endswith(".py")]
-    for name in sorted(whole, key=lambda name: (name != archives.PLAN, name.endswith(".py"), name)):
-        typer.echo("\n".join(("", f"=== {name}", *lines(name, submission.files[name]))))
-    if last:
-        typer.echo(f"\n=== difference to {last.digest[:SHORT]}, approved last ({visible(last.experiment)})")
-        typer.echo("\n".join(difference(folder.load(last.digest), submission)) or "none")
+    approved = (last, folder.load(last.digest)) if last else None
+    for part in parts(submission, approved, code):
+        typer.echo("\n".join(("", f"=== {part.title}", *part.lines)))
 
 
 @app.command("approve")

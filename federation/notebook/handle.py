@@ -20,10 +20,10 @@ import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from federation.wire.channels import CONNECT_SECONDS, CONNECTION_LOST, connect
 from federation.wire.models import CHUNK, Packed, Piece
 from federation.wire.transfer import fetch_trained
 from federation.wire.updates import Encoder
+from rules.scores import Score
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class Metric:
 
     `round` counts finished rounds of training: "train" and "validate_local" of the first round have 1, and
     "validate_global" measures the averaged model after `round` rounds, 0 being the initial model. `site` is
-    "aggregator" for the mean over the sites, weighted by their numbers of utterances.
+    "aggregator" for all sites together: sums, scores made of sums (`rules.scores`), and means, weighted by the sites'
+    numbers of utterances.
     """
 
     round: int
@@ -158,6 +160,8 @@ class FederationHandle:
         keep_optimizer: bool,
         policy: RoundPolicy | None = None,
         update_format: str = "float32",
+        best_direction: str = "max",
+        scores: Mapping[str, Score] | None = None,
     ) -> "ExperimentHandle":
         """Send an experiment to the director.
 
@@ -167,10 +171,12 @@ class FederationHandle:
                 folders within that are packages themselves.
             model, tasks, data: the engine's interface objects, defined in that package.
             rounds: rounds of training; a last validation follows.
-            best_metric: the metric of the aggregated validation by which the best model is chosen (larger is better).
+            best_metric: the metric of the aggregated validation by which the best model is chosen.
             keep_optimizer: whether each site keeps its optimizer state from round to round.
             policy: when a round may close without some of the sites; None: never.
             update_format: how sites send what they have trained; see `federation.wire.updates.FORMATS`.
+            best_direction: "max" where a larger `best_metric` is better, or "min".
+            scores: what the director computes of the sums that sites send, by name.
 
         Raises:
             SubmissionRefused: the director says why.
@@ -182,7 +188,11 @@ class FederationHandle:
                 package,
                 policy or RoundPolicy(),
                 len(self._online()),
-                aggregator={"best_metric": best_metric},
+                aggregator={
+                    "best_metric": best_metric,
+                    "best_direction": best_direction,
+                    "scores": {name: asdict(score) for name, score in (scores or {}).items()},
+                },
                 collaborator={"update_format": Encoder(update_format).format},
             )
             with tempfile.TemporaryDirectory(prefix="submit-") as folder, chdir(folder):
@@ -333,7 +343,7 @@ class _Submission(FLExperiment):  # type: ignore[misc]
         package: Path,
         policy: RoundPolicy,
         sites: int,
-        **settings: dict[str, str],
+        **settings: dict[str, Any],
     ) -> None:
         self._package = package
         self._policy, self._sites = policy, sites

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.errors import FederationError
+from federation.imports import import_engine
 from federation.logs import configure_logging
 from federation.site.audit import AuditLog
 from federation.site.local_state import LocalState
@@ -74,6 +75,7 @@ def build_descriptor(template: str, params: dict[str, Any]) -> Any:
 
 def run(task: TrainerTask) -> None:
     """Do every task of the experiment, until the aggregator says that it is over."""
+    import_engine()
     descriptor = build_descriptor(task.descriptor, task.descriptor_params)  # its paths count from the envoy's folder
     os.chdir(task.folder)
     sys.path.insert(0, task.folder)  # shipped code comes first

@@ -7,6 +7,7 @@ from small_network import quick
 
 from federation.wire.updates import FORMATS
 from kws.config import UPDATE_FORMATS, Augmentation, ConfigError, ExperimentConfig, ModelRecipe, Training, changed
+from kws.metrics import METRICS
 
 
 def test_every_wrong_value_is_reported_together() -> None:
@@ -55,6 +56,16 @@ def test_a_wrong_value_is_refused_when_it_is_given(kind: type, values: dict[str,
     with pytest.raises(ConfigError) as caught:
         kind(**values)
     assert list(values)[-1] in str(caught.value)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_any_metric_may_choose_the_best_model(metric: str) -> None:
+    assert ExperimentConfig(best_metric=metric).best_metric == metric
+
+
+def test_an_unknown_metric_is_told_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="best_metric is 'f1'; allowed: loss, accuracy, macro_f1, "):
+        ExperimentConfig(best_metric="f1")
 
 
 def test_pretrained_front_ends_are_frozen_and_tiny_is_not() -> None:

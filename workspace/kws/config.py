@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import yaml
 
+from kws.metrics import METRICS
+
 UPDATE_FORMATS = ("float32", "float16", "bfloat16", "int8")
-BEST_METRICS = ("accuracy", "macro_f1")
 SAMPLINGS = ("all", "balanced")
 HEADS = ("own", "weighted_sum", "adapter")
 TRAINED = ("all", "all_but_feature_encoder", "top_layers", "head", "lora", "biases_and_norms")
@@ -190,7 +191,7 @@ _COUNTS = ("rounds", "local_epochs", "batch_size")
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """A whole experiment: model, local training and the metric by which the best model is chosen.
+    """A whole experiment: model, local training and the metric by which the best model is chosen (one of `METRICS`).
 
     `update_format` is how the sites send what they have trained: "float32", or the change in fewer bits, where what is
     rounded off is made up for in the next round ("float16" and "bfloat16": half the bytes, "int8": a quarter).
@@ -202,10 +203,10 @@ class ExperimentConfig:
     update_format: str = "float32"
 
     def __post_init__(self) -> None:
-        allowed = ", ".join(BEST_METRICS)
+        allowed = ", ".join(METRICS)
         formats = ", ".join(UPDATE_FORMATS)
         _check(
-            (self.best_metric not in BEST_METRICS, f"best_metric is {self.best_metric!r}; allowed: {allowed}"),
+            (self.best_metric not in METRICS, f"best_metric is {self.best_metric!r}; allowed: {allowed}"),
             (self.update_format not in UPDATE_FORMATS, f"update_format is {self.update_format!r}; allowed: {formats}"),
         )
 

@@ -126,5 +126,5 @@ def train(model: Classifier, data: ShardData, device: str, optimizer: Any, round
 
 @TASKS.register_fl_task(model="model", data_loader="data", device="device")  # type: ignore[untyped-decorator]
 def validate(model: Classifier, data: ShardData, device: str) -> dict[str, float]:
-    """Validation on the site's own validation speakers."""
-    return evaluate(model, data.validation_clips).scalars()
+    """Validation on the site's own validation speakers: counts, of which the director makes scores."""
+    return evaluate(model, data.validation_clips).sums()

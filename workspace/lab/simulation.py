@@ -17,7 +17,11 @@ Report = Callable[[int, str, str, dict[str, float]], None]
 
 
 def federated_averaging(
-    config: ExperimentConfig, sites: Mapping[str, tuple[int, Clips]], report: Report, device: str = "cpu"
+    config: ExperimentConfig,
+    sites: Mapping[str, tuple[int, Clips]],
+    report: Report,
+    device: str = "cpu",
+    after_round: Callable[[int, Weights], None] = lambda done, weights: None,
 ) -> Weights:
     """Train one model over several sites (McMahan et al. 2017, algorithm 1, every site in every round).
 
@@ -26,6 +30,7 @@ def federated_averaging(
         sites: by site name, its shard number (which seeds its randomness) and its training clips.
         report: told what each site measured.
         device: where to compute.
+        after_round: given the number of rounds that are done, from 0, and the weights that they have made.
 
     Returns:
         The trained tensors of the last round's average.
@@ -34,6 +39,7 @@ def federated_averaging(
     models = {site: build_model(config.model, training.seed, own.format).to(device) for site, (_, own) in sites.items()}
     optimizers = {site: build_optimizer(models[site], training) for site in sites}
     weights: Weights = trained_weights(next(iter(models.values())))
+    after_round(0, weights)
     for done in range(training.rounds):
         updates = []
         for site, (shard, clips) in sites.items():
@@ -43,4 +49,5 @@ def federated_averaging(
             report(done + 1, site, "train", train_round(models[site], optimizers[site], clips, training, done, shard))
             updates.append(trained_weights(models[site]))
         weights = weighted_mean(updates, [len(clips) for _, clips in sites.values()])
+        after_round(done + 1, weights)
     return weights
