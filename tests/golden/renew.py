@@ -9,11 +9,7 @@ import tempfile
 from pathlib import Path
 
 HOUSE = Path(__file__).resolve().parents[2]
-sys.path[:0] = [
-    str(HOUSE),
-    str(HOUSE / "workspace"),
-    str(HOUSE / "tests"),
-]  # the house first: tests/ has folders of the same names
+sys.path[:0] = map(str, (HOUSE, HOUSE / "workspace", HOUSE / "tests"))  # tests/ has folders of the packages' names
 
 import golden_curve  # noqa: E402
 import torch  # noqa: E402
