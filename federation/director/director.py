@@ -90,6 +90,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         self._changed = asyncio.Event()
         self.queue = Queue(self.experiments_registry)
         self._leaving = False
+        state_root.mkdir(parents=True, exist_ok=True)
         states, self._unreadable = found(state_root)
         for state in states:
             try:

@@ -241,26 +241,24 @@ class ExperimentState:
             next_round: the engine round that comes next.
             last_round: rounds of training that the newest model has had.
             best_round, best_score: of the best model so far; its round is an earlier one that is kept.
-            rule: what the rule remembers with the newest model.
+            rule: what the rule remembers with the newest model, if that is a new one.
 
         Raises:
             OSError: the disk does not take it; the round before is as it was.
         """
         with self._lock:
             now = self.progress()
-            best = best_path(self.folder, best_round)
-            if best_round is not None and not best.exists():
-                files.link(round_path(self.folder, best_round), best)
-            if rule:
-                _write_rule(self._rule_path(last_round), rule)
-            told = Progress(now.status, now.failure, next_round, last_round, best_round, best_score, bool(rule))
-            size = self._metrics.stat().st_size
-            for path in self._named(told):
-                files.sync(path)
+            if best_round not in (None, now.best_round):
+                files.link(round_path(self.folder, best_round), best_path(self.folder, best_round))
+            told = replace(now, next_round=next_round, best_round=best_round, best_score=best_score)
+            if last_round != now.last_round:
+                files.sync(round_path(self.folder, last_round))
+                if rule:
+                    _write_rule(self._rule_path(last_round), rule)
+                told = replace(told, last_round=last_round, rule=bool(rule), before=replace(now, before=None))
+            told = replace(told, metrics=self._metrics.stat().st_size)
             files.sync(self._metrics)
             files.sync_folder(self.folder)
-            before = replace(now, before=None) if last_round != now.last_round else now.before
-            told = replace(told, metrics=size, before=before)
             self._write_progress(told)
             self._forget(told)
 

@@ -37,14 +37,20 @@ class NewFile:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[NewFile]:
-    """A file that takes its place, in one step and synced, when the block ends; after an error nothing has changed."""
+def replacing(path: Path, synced: bool = True) -> Iterator[NewFile]:
+    """A file that takes its place in one step when the block ends; after an error nothing has changed.
+
+    synced: whether file and folder are synced, too; without, whoever relies on the file does that (`sync`).
+    """
     unfinished = path.with_name(f".{path.name}")
     try:
         with _opened(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
             yield NewFile(descriptor)
-            os.fsync(descriptor)
-        rename(unfinished, path)
+            if synced:
+                os.fsync(descriptor)
+        os.replace(unfinished, path)
+        if synced:
+            sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             os.unlink(unfinished)
@@ -109,13 +115,13 @@ def make_folder(folder: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a synced file, or a folder, another name beside its first one, synced."""
+    """Give a synced file, or a folder, another name, synced."""
     os.replace(source, target)
     sync_folder(target.parent)
 
 
 def link(source: Path, target: Path) -> None:
-    """Keep a file under a second name as well; replaces what had that name. Synced."""
+    """Keep a synced file under a second name as well; replaces what had that name. The name is not synced."""
     unfinished = target.with_name(f".{target.name}")
     with suppress(FileNotFoundError):
         os.unlink(unfinished)
@@ -124,7 +130,7 @@ def link(source: Path, target: Path) -> None:
     except OSError:  # a file system without hard links
         _copy(source, target)
         return
-    rename(unfinished, target)
+    os.replace(unfinished, target)
 
 
 def remove(path: Path) -> None:

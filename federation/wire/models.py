@@ -205,9 +205,9 @@ def updates_folder(folder: Path) -> Path:
 
 
 def save(path: Path, tensors: Mapping[str, np.ndarray]) -> ModelFile:
-    """Write a model in one step, synced: the file is whole or not there."""
+    """Write a model in one step: the file is whole or not there. It is synced with the round that it belongs to."""
     packed = Packed({name: Piece.of(array) for name, array in tensors.items()})
-    with files.replacing(path) as file:
+    with files.replacing(path, synced=False) as file:
         for chunk in packed.chunks():
             file.write(chunk)
     return ModelFile(path)
