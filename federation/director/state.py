@@ -255,6 +255,7 @@ class ExperimentState:
                 files.sync(round_path(self.folder, last_round))
                 if rule:
                     _write_rule(self._rule_path(last_round), rule)
+                    files.sync(self._rule_path(last_round))
                 told = replace(told, last_round=last_round, rule=bool(rule), before=replace(now, before=None))
             told = replace(told, metrics=self._metrics.stat().st_size)
             files.sync(self._metrics)
@@ -506,7 +507,7 @@ def _built(kind: Any, told: dict[str, Any], name: str) -> Any:
 def _write_rule(path: Path, rule: RuleState) -> None:
     pieces = {name: Piece.of(array, _TYPES[array.dtype.name]) for name, array in rule.arrays.items()}
     packed = Packed(pieces, {"version": str(VERSION), "numbers": json.dumps(dict(rule.numbers))})
-    with files.replacing(path) as file:
+    with files.replacing(path, synced=False) as file:
         for chunk in packed.chunks():
             file.write(chunk)
 

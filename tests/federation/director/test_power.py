@@ -237,7 +237,7 @@ def test_the_order_of_a_round(run: Run) -> None:
     ]
     progress = told.index(("rename", "one/.progress.json".removeprefix("one/"), "progress.json"))
     named = max(place for place, each in enumerate(told[:progress]) if each[:2] == ("sync_folder", "one"))
-    for name in ("round-2.safetensors", ".rule-2.safetensors", "metrics.jsonl"):
+    for name in ("round-2.safetensors", "rule-2.safetensors", "metrics.jsonl"):
         assert max(place for place, each in enumerate(told) if each[:2] == ("sync", name)) < named
     assert told[progress + 1][:2] == ("sync_folder", "one")
     gone = [place for place, each in enumerate(told) if each[0] == "unlink" and each[1].startswith("r")]
