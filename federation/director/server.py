@@ -9,6 +9,7 @@ Mends, with the engine's file and line:
 """
 
 import asyncio
+import json
 import logging
 import shutil
 import tempfile
@@ -41,11 +42,10 @@ from federation.settings import DirectorSettings
 from federation.wire import archives
 from federation.wire.channels import SERVER_OPTIONS
 from federation.wire.metadata import (
-    AT_WORK,
     AWAITING_APPROVAL,
     DIGEST,
+    IN_HAND,
     INSTEAD_OF,
-    MOST_SLOTS,
     PROCESS,
     REMOVE,
     SLOTS,
@@ -56,6 +56,8 @@ from federation.wire.transfer import ModelServer
 
 logger = logging.getLogger(__name__)
 
+MOST_SLOTS = 64
+"""Experiments that one site may run at a time."""
 COLLABORATOR_THREADS = 64
 """Collaborators that may wait for work or send results at the same time."""
 
@@ -222,7 +224,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         try:
             with self.director.presence.call(site, _process(context)):
                 work = await self.director.wait_experiment(
-                    site, _process(context), instead_of, awaiting, _at_work(context), _slots(context)
+                    site, _process(context), instead_of, awaiting, _in_hand(context), _slots(context)
                 )
         except FederationError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
@@ -270,13 +272,20 @@ def _process(context: Any) -> str:
     return str(get_headers(context).get(PROCESS, ""))
 
 
-def _at_work(context: Any) -> tuple[str, ...]:
-    """The experiments that a site says that it works on, in other slots than the one that asks."""
-    return tuple(get_headers(context).get(AT_WORK, b"").decode().splitlines())[:MOST_SLOTS]
+def _in_hand(context: Any) -> frozenset[str]:
+    """The experiments that an envoy says it has.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    said = json.loads(get_headers(context).get(IN_HAND, b"[]"))
+    if not isinstance(said, list) or not all(isinstance(name, str) for name in said):
+        raise ValueError(f"{IN_HAND} is not a list of names")
+    return frozenset(said)
 
 
 def _slots(context: Any) -> int:
-    """How many experiments a site says that it works on at a time."""
+    """How many experiments a site says that it runs at a time."""
     said = str(get_headers(context).get(SLOTS, "1"))
     return min(max(int(said), 1), MOST_SLOTS) if said.isascii() and said.isdigit() else 1
 
