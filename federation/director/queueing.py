@@ -62,9 +62,10 @@ class Queue:
             return f"{experiment.status}, waiting for approval at {', '.join(sorted(experiment.awaiting))}"
         if experiment.status != PENDING:
             return str(experiment.status)
-        sites = set(experiment.collaborators)
-        waiting = self._waiting()
-        before = [each for each in waiting[: waiting.index(experiment)] if sites & set(each.collaborators)]
+        sites, waiting = set(experiment.collaborators), self._waiting()
+        earlier = [each for each in waiting[: waiting.index(experiment)] if not each.awaiting]
+        running = [each for each in waiting if each.status == IN_PROGRESS and each not in earlier]
+        before = [each for each in earlier + running if sites & set(each.collaborators)]
         return f"{PENDING}, {len(before)} before it"
 
     def _waiting(self) -> list[RunningExperiment]:
