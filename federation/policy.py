@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_RETRIES = 10
+MOST_SITES = 1_000_000
+MOST_SECONDS = 10**8
+"""Three years; a timer of the standard library takes it."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,16 @@ class RoundPolicy:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.minimum_sites is not None and self.minimum_sites < 1:
-            problems.append(f"minimum_sites is {self.minimum_sites}; at least 1, or None for all")
-        if self.round_seconds is not None and self.round_seconds <= 0:
-            problems.append(f"round_seconds is {self.round_seconds}; above 0, or None to wait")
-        if self.gone_seconds <= 0:
-            problems.append(f"gone_seconds is {self.gone_seconds}; above 0")
-        if not 0 <= self.retries <= MOST_RETRIES:
-            problems.append(f"retries is {self.retries}; allowed: 0 to {MOST_RETRIES}")
+        if self.minimum_sites is not None and not _is_number(self.minimum_sites, int, 1, MOST_SITES):
+            problems.append(f"minimum_sites is {self.minimum_sites!r:.60}; 1 to {MOST_SITES}, or None for all")
+        if self.round_seconds is not None and not _is_number(self.round_seconds, float, 0, MOST_SECONDS):
+            problems.append(
+                f"round_seconds is {self.round_seconds!r:.60}; above 0, up to {MOST_SECONDS}, or None to wait"
+            )
+        if not _is_number(self.gone_seconds, float, 0, MOST_SECONDS):
+            problems.append(f"gone_seconds is {self.gone_seconds!r:.60}; above 0, up to {MOST_SECONDS}")
+        if not _is_number(self.retries, int, 0, MOST_RETRIES):
+            problems.append(f"retries is {self.retries!r:.60}; allowed: 0 to {MOST_RETRIES}")
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -70,3 +75,10 @@ def retries_of(plan: Any) -> int:
         return RoundPolicy(retries=int(plan["envoy"]["settings"]["retries"])).retries
     except (KeyError, TypeError):
         return 0
+
+
+def _is_number(value: Any, kind: type, least: float, most: float) -> bool:
+    """Whether a value, which may come from anybody, is such a number; seconds have to be above the least."""
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    return least <= value <= most if kind is int else least < value <= most
