@@ -36,7 +36,7 @@ from federation.errors import (
 from federation.settings import DirectorSettings
 from federation.wire import archives
 from federation.wire.channels import SERVER_OPTIONS
-from federation.wire.metadata import AWAITING_APPROVAL, DIGEST, INSTEAD_OF, PROCESS
+from federation.wire.metadata import AWAITING_APPROVAL, DIGEST, EXPERIMENTER, INSTEAD_OF, PROCESS
 from federation.wire.models import ModelFile
 from federation.wire.names import NAME_CHARACTERS
 from federation.wire.transfer import ModelServer
@@ -188,6 +188,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
     async def GetExperimentData(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The archive of an experiment, to its own sites."""
         await self._check_site(request, context)
+        sender = self.director.experiments_registry[request.experiment_name].sender
+        await context.send_initial_metadata(((EXPERIMENTER, str(sender).encode()),))
         async for part in super().GetExperimentData(request, context):
             yield part
 

@@ -138,9 +138,10 @@ def test_whatever_arrives_it_is_a_description_or_a_value_error(content: bytes) -
 
 def test_every_problem_at_once() -> None:
     wrong = document(
-        id="no", rounds=0, scores={"a": {"kind": "sum", "top": {}, "bottom": {"n": 1}}}, rule={"name": "mean", "share": "much"}, best={"metric": "", "direction": "up"},
-        policy={"minimum_sites": None, "round_seconds": -1, "retries": 99}, update_format="zip", keep_optimizer=1,
-        entry_point="os.system", settings=[], extra=1,
+        id="no", rounds=0, scores={"a": {"kind": "sum", "top": {}, "bottom": {"n": 1}}}, keep_optimizer=1,
+        rule={"name": "mean", "share": "much"}, best={"metric": "", "direction": "up"}, update_format="zip",
+        policy={"minimum_sites": None, "round_seconds": -1, "retries": 99}, entry_point="os.system", settings=[],
+        extra=1,
     )  # fmt: skip
     with pytest.raises(ValueError, match="missing") as caught:
         Description.from_bytes(written(wrong))
@@ -148,7 +149,8 @@ def test_every_problem_at_once() -> None:
     for name in (
         "id is", "rounds is", "rule.share is", "best.metric is", "best.direction is", "policy.minimum_sites is null",
         "policy.round_seconds is", "policy.retries is", "policy.gone_seconds is missing", "update_format is",
-        "keep_optimizer is", "entry_point is", "settings is", "'extra' is not known here", "scores.a.kind is", "scores.a.top is",
+        "keep_optimizer is", "entry_point is", "settings is", "'extra' is not known here", "scores.a.kind is",
+        "scores.a.top is",
     ):  # fmt: skip
         assert name in said, name
     assert len(said.splitlines()) == 16
