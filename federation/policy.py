@@ -1,7 +1,6 @@
 """When a round may close, and an experiment go on, without some of its sites."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MOST_RETRIES = 10
@@ -45,8 +44,8 @@ class RoundPolicy:
         if problems:
             raise ValueError("\n".join(problems))
 
-    def add_to(self, plan: dict[str, Any], sites: int) -> None:
-        """Write the policy into an engine plan for an experiment of so many sites.
+    def among(self, sites: int) -> "RoundPolicy":
+        """The policy for an experiment of so many sites, with the number of those that it needs.
 
         Raises:
             ValueError: it needs more sites than there are.
@@ -54,27 +53,7 @@ class RoundPolicy:
         minimum = self.minimum_sites or sites
         if minimum > sites:
             raise ValueError(f"minimum_sites is {minimum}, and only {sites} sites are online; start more or need fewer")
-        plan["aggregator"]["settings"] |= {"minimum_sites": minimum, "gone_seconds": self.gone_seconds}
-        plan["envoy"] = {"settings": {"retries": self.retries}}
-        plan["straggler_handling_policy"] = {
-            "template": "openfl.component.straggler_handling_functions.CutoffTimeBasedStragglerHandling",
-            "settings": {
-                "straggler_cutoff_time": self.round_seconds or math.inf,
-                "minimum_reporting": minimum,
-            },
-        }
-
-
-def retries_of(plan: Any) -> int:
-    """How often a plan, as read from its YAML, allows an envoy to start a trainer again; 0 where it does not say.
-
-    Raises:
-        ValueError: what it says is not a number from 0 to `MOST_RETRIES`.
-    """
-    try:
-        return RoundPolicy(retries=int(plan["envoy"]["settings"]["retries"])).retries
-    except (KeyError, TypeError):
-        return 0
+        return replace(self, minimum_sites=minimum)
 
 
 def _is_number(value: Any, kind: type, least: float, most: float) -> bool:

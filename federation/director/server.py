@@ -9,6 +9,7 @@ Mends, with the engine's file and line:
 """
 
 import asyncio
+import json
 import logging
 import shutil
 import tempfile
@@ -41,9 +42,10 @@ from federation.settings import DirectorSettings
 from federation.wire import archives
 from federation.wire.channels import SERVER_OPTIONS
 from federation.wire.metadata import (
-    AT_WORK,
     AWAITING_APPROVAL,
     DIGEST,
+    EXPERIMENTER,
+    IN_HAND,
     INSTEAD_OF,
     MOST_SLOTS,
     PROCESS,
@@ -222,7 +224,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         try:
             with self.director.presence.call(site, _process(context)):
                 work = await self.director.wait_experiment(
-                    site, _process(context), instead_of, awaiting, _at_work(context), _slots(context)
+                    site, _process(context), instead_of, awaiting, _in_hand(context), _slots(context)
                 )
         except FederationError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
@@ -232,6 +234,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
     async def GetExperimentData(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The archive of an experiment, to its own sites."""
         await self._check_site(request, context)
+        sender = self.director.experiments_registry[request.experiment_name].sender
+        await context.send_initial_metadata(((EXPERIMENTER, str(sender).encode()),))
         async for part in super().GetExperimentData(request, context):
             yield part
 
@@ -270,9 +274,13 @@ def _process(context: Any) -> str:
     return str(get_headers(context).get(PROCESS, ""))
 
 
-def _at_work(context: Any) -> tuple[str, ...]:
-    """The experiments that a site says that it works on, in other slots than the one that asks."""
-    return tuple(get_headers(context).get(AT_WORK, b"").decode().splitlines())[:MOST_SLOTS]
+def _in_hand(context: Any) -> tuple[str, ...]:
+    """The experiments that a site says that it has; it asks for another one."""
+    try:
+        told = json.loads(get_headers(context).get(IN_HAND, b"[]"))
+    except (ValueError, RecursionError):
+        told = []
+    return tuple(map(str, told)) if isinstance(told, list) else ()
 
 
 def _slots(context: Any) -> int:

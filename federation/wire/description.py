@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import rules.scores
 from federation.policy import RoundPolicy
 from federation.wire.updates import FORMATS
 
@@ -28,8 +29,9 @@ DIRECTIONS = ("max", "min")
 _ID = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}")
 _ENTRY_POINT = re.compile(r"(?=.{1,200}\Z)[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*")
-_KEYS = {"version", "id", "rounds", "rule", "best", "policy", "update_format", "keep_optimizer", "entry_point"} | {
-    "settings"
+_KEYS = {"version", "id", "rounds", "rule", "best", "scores", "policy", "update_format", "keep_optimizer"} | {
+    "entry_point",
+    "settings",
 }
 _INTEGERS = 2**64
 """Integers lie between this and its negative: seeds fit, and nobody is kept busy with a number of a million digits."""
@@ -46,6 +48,7 @@ class Description:
     entry_point: `package.module:function` in the shipped source; called with `settings`, which are JSON values.
     policy: when a round may close without some of the sites; `minimum_sites` is a number.
     rule: the name of a rule of the director's own, and finite numbers that it takes.
+    scores: what the director computes of the sums that sites send, by name (`rules.scores.problems`).
     update_format: how sites send what they have trained (`federation.wire.updates.FORMATS`).
     keep_optimizer: whether each site keeps its optimizer's state from round to round.
 
@@ -60,6 +63,7 @@ class Description:
     policy: RoundPolicy
     rule: Mapping[str, Any] = field(default_factory=lambda: {"name": "mean"})
     best_direction: str = "max"
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     update_format: str = "float32"
     keep_optimizer: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -138,6 +142,7 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
         "rounds": _rounds_problems,
         "rule": _rule_problems,
         "best": _best_problems,
+        "scores": rules.scores.problems,
         "policy": _policy_problems,
         "update_format": _format_problems,
         "keep_optimizer": _flag_problems,

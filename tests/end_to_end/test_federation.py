@@ -9,7 +9,6 @@ import numpy as np
 import psutil
 import pytest
 from processes import TOYS, ToyFederation
-from toy.experiment import TASKS, Numbers, VectorModel
 
 from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Metric
@@ -31,9 +30,8 @@ def submit(
     return federation.submit(
         name,
         package=package,
-        model=VectorModel(length),
-        tasks=TASKS,
-        data=Numbers(**faults),
+        entry_point="toy.experiment:experiment",
+        settings={"length": length, "faults": faults},
         rounds=rounds,
         best_metric="accuracy",
         keep_optimizer=True,
@@ -276,8 +274,8 @@ def test_refusals(tmp_path: Path) -> None:
             federation.wait_for_sites(2, 0.5)
         with pytest.raises(SubmissionRefused, match="no envoy is online"):
             federation.submit(
-                "early", package=TOYS / "toy", model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
-                best_metric="accuracy", keep_optimizer=True,
+                "early", package=TOYS / "toy", entry_point="toy.experiment:experiment", settings={}, rounds=1,
+                best_metric="accuracy",
             )  # fmt: skip
         toys.start_site("odd", 1.0, shape="5")
         assert toys.wait("odd") == 1

@@ -15,7 +15,6 @@ import grpc
 import numpy as np
 import pytest
 from processes import HOUSE, PYTHON, TOYS, ToyFederation
-from toy.experiment import TASKS, Numbers, VectorModel
 
 from federation.errors import ExperimentFailed
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Metric
@@ -49,8 +48,8 @@ class Owners:
 
     def submit(self, name: str, policy: RoundPolicy | None = None) -> tuple[ExperimentHandle, "Future[list[Metric]]"]:
         experiment = self.federation.submit(
-            name, package=self.package, model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
-            best_metric="accuracy", keep_optimizer=True, policy=policy,
+            name, package=self.package, entry_point="toy.experiment:experiment", settings={}, rounds=1,
+            best_metric="accuracy", policy=policy,
         )  # fmt: skip
         return experiment, self.reader.submit(lambda: list(experiment.metrics()))
 

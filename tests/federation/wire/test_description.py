@@ -1,6 +1,7 @@
 """What an experiment may say of itself: whatever bytes arrive, a description or every problem at once."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from federation.policy import RoundPolicy
 from federation.wire.description import MAX_BYTES, MAX_DEPTH, Description
 from federation.wire.updates import FORMATS
+from rules.scores import Score
 
 NUMBERS = st.one_of(st.integers(-(2**64), 2**64), st.floats(allow_nan=False, allow_infinity=False))
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)  # half of a surrogate pair too
@@ -34,11 +36,15 @@ DESCRIPTIONS = st.builds(
         gone_seconds=SECONDS,
         retries=st.integers(0, 10),
     ),
+    scores=st.sampled_from([{}, {"accuracy": asdict(Score("ratio", {"right": 1.5}, {"true": 1}, "true"))}]),
     update_format=st.sampled_from(list(FORMATS)),
     keep_optimizer=st.booleans(),
     entry_point=st.builds("{}.{}:{}".format, NAMES, NAMES, NAMES),
     settings=st.dictionaries(TEXTS, VALUES, max_size=4),
 )
+
+
+SCORES = {"accuracy": asdict(Score("ratio", {"right": 1}, {"true": 1}))}
 
 
 def sample(**changes: Any) -> Description:
@@ -70,12 +76,15 @@ def test_what_is_written_is_read_again(description: Description) -> None:
 
 
 def test_the_form_on_disk() -> None:
-    assert json.loads(sample(rule={"name": "trimmed", "share": 0.1}, best_direction="min").to_bytes()) == {
+    assert json.loads(
+        sample(rule={"name": "trimmed", "share": 0.1}, best_direction="min", scores=SCORES).to_bytes()
+    ) == {
         "version": 1,
         "id": "0123456789abcdef" * 2,
         "rounds": 3,
         "rule": {"name": "trimmed", "share": 0.1},
         "best": {"metric": "accuracy", "direction": "min"},
+        "scores": {"accuracy": {"kind": "ratio", "top": {"right": 1}, "bottom": {"true": 1}, "among": None}},
         "policy": {"minimum_sites": 2, "round_seconds": None, "gone_seconds": 120.0, "retries": 0},
         "update_format": "float32",
         "keep_optimizer": True,
@@ -129,9 +138,10 @@ def test_whatever_arrives_it_is_a_description_or_a_value_error(content: bytes) -
 
 def test_every_problem_at_once() -> None:
     wrong = document(
-        id="no", rounds=0, rule={"name": "mean", "share": "much"}, best={"metric": "", "direction": "up"},
-        policy={"minimum_sites": None, "round_seconds": -1, "retries": 99}, update_format="zip", keep_optimizer=1,
-        entry_point="os.system", settings=[], extra=1,
+        id="no", rounds=0, scores={"a": {"kind": "sum", "top": {}, "bottom": {"n": 1}}}, keep_optimizer=1,
+        rule={"name": "mean", "share": "much"}, best={"metric": "", "direction": "up"}, update_format="zip",
+        policy={"minimum_sites": None, "round_seconds": -1, "retries": 99}, entry_point="os.system", settings=[],
+        extra=1,
     )  # fmt: skip
     with pytest.raises(ValueError, match="missing") as caught:
         Description.from_bytes(written(wrong))
@@ -139,10 +149,11 @@ def test_every_problem_at_once() -> None:
     for name in (
         "id is", "rounds is", "rule.share is", "best.metric is", "best.direction is", "policy.minimum_sites is null",
         "policy.round_seconds is", "policy.retries is", "policy.gone_seconds is missing", "update_format is",
-        "keep_optimizer is", "entry_point is", "settings is", "'extra' is not known here",
+        "keep_optimizer is", "entry_point is", "settings is", "'extra' is not known here", "scores.a.kind is",
+        "scores.a.top is",
     ):  # fmt: skip
         assert name in said, name
-    assert len(said.splitlines()) == 14
+    assert len(said.splitlines()) == 16
 
 
 @pytest.mark.parametrize("name", sorted(document()))
