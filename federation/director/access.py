@@ -211,7 +211,10 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             logger.warning(
                 "refused: peer %s, name %s, role %s, method %s: %s",
                 unquote(context.peer()), caller.name, caller.role or "none", _short(method), refusal.reason,
-                extra={"site": caller.name if caller.role is Role.ENVOY else None},
+                extra={
+                    "site": caller.name if caller.role is Role.ENVOY else None,
+                    "caller": caller.name, "role": caller.role, "peer": unquote(context.peer()),
+                },
             )  # fmt: skip
         return refusal
 
@@ -234,10 +237,16 @@ def guards(settings: DirectorSettings) -> tuple[Access, ...]:
     return (Access(RevocationList(path, read_certificate(root))),)
 
 
+def certificate_holder(context: Any) -> Caller | None:
+    """What the certificate behind a call says; None in plain mode."""
+    shown = context.auth_context().get("x509_pem_cert")
+    return _caller(next(iter(shown))) if shown else None
+
+
 def certificate_name(context: Any) -> str | None:
     """The name in the certificate behind a call; None in plain mode."""
-    shown = context.auth_context().get("x509_pem_cert")
-    return _caller(next(iter(shown))).name if shown else None
+    holder = certificate_holder(context)
+    return holder.name if holder else None
 
 
 @lru_cache(maxsize=256)

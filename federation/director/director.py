@@ -1,4 +1,4 @@
-"""The director: knows the envoys, queues experiments and runs one at a time.
+"""The director: knows the envoys, queues experiments and runs each when its sites are free.
 
 Mends, with the engine's file and line:
 
@@ -21,18 +21,23 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from openfl.component.director import Director as EngineDirector
 from openfl.component.director.experiment import Status
 from openfl.transport.grpc.exceptions import ShardNotFoundError
 
+from federation.director import commands
 from federation.director.edge import SITES
 from federation.director.presence import Presence
+from federation.director.queueing import Queue
 from federation.director.running import RunningExperiment
-from federation.director.state import ExperimentState
+from federation.director.state import ExperimentState, Submitted, Unreadable, folder_of, found
+from federation.director.who import Who
 from federation.errors import (
     ArchiveRefused,
     DirectorLeaves,
@@ -44,23 +49,20 @@ from federation.errors import (
 from federation.logs import log_fields
 from federation.schedule import NOTICE
 from federation.wire import archives
+from federation.wire.description import Description
 from federation.wire.models import ModelFile
 from federation.wire.names import experiment_name_problem
+from rules.registry import build
 
 logger = logging.getLogger(__name__)
 
 
 class ExperimentsRegistry(dict[str, RunningExperiment]):
-    """Experiments by name, and the queue of those that wait (the engine's interface, without its polling)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting: asyncio.Queue[RunningExperiment] = asyncio.Queue()
+    """Experiments by name, in the order of their submission (the engine's interface, without its polling)."""
 
     def add(self, experiment: RunningExperiment) -> None:
-        """Queue an experiment."""
+        """Take an experiment."""
         self[experiment.name] = experiment
-        self.waiting.put_nowait(experiment)
 
     def remove(self, name: str) -> None:
         """Forget an experiment."""
@@ -86,18 +88,33 @@ class Director(EngineDirector):  # type: ignore[misc]
         self.presence = Presence(2 * self.envoy_health_check_period, self._wake)
         self._state_root = state_root
         self._changed = asyncio.Event()
+        self.queue = Queue(self.experiments_registry)
         self._leaving = False
-        for state in ExperimentState.all(state_root):
-            experiment = RunningExperiment(state, self._wake)
-            if experiment.over:
-                self.experiments_registry[experiment.name] = experiment
-                continue
-            about = {"experiment": experiment.name}
+        state_root.mkdir(parents=True, exist_ok=True)
+        states, self._unreadable = found(state_root)
+        for state in states:
+            try:
+                self._take(state)
+            except (Unreadable, OSError) as error:
+                self._unreadable[state.folder.name] = str(error)
+        for folder, reason in self._unreadable.items():
+            logger.error(
+                "state: folder %s cannot be read and is skipped: %s; it stays as it is, for the version that wrote it "
+                "or for `remove`", folder, reason, extra={"experiment": unquote(folder)},
+            )  # fmt: skip
+
+    def _take(self, state: ExperimentState) -> None:
+        """Go on with an experiment that was kept, if it is not over."""
+        about = {"experiment": state.about().name}
+        if not state.progress().over:
+            if repeats := state.resume():
+                logger.error("experiment %s: %s", about["experiment"], repeats, extra=about)
             done = state.progress().next_round
-            logger.info("experiment %s: goes on with round %d", experiment.name, done, extra=about)
-            if experiment.status == Status.IN_PROGRESS:
-                experiment.prepare()  # before the first trainer that lives on asks for it
-            self.experiments_registry.add(experiment)
+            logger.info("experiment %s: goes on with round %d", about["experiment"], done, extra=about)
+        experiment = RunningExperiment(state, self._wake)
+        if experiment.status == Status.IN_PROGRESS:
+            experiment.prepare()  # before the first trainer that lives on asks for it
+        self.experiments_registry.add(experiment)
 
     def acknowledge_shard(self, shard_info: dict[str, Any]) -> bool:
         """Accept an envoy whose shard has the shape that this federation works on; where none is set, any."""
@@ -178,7 +195,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             SubmissionRefused: no envoy to run it on, its name cannot be used or is taken, or its archive holds what may
                 not travel.
         """
-        await asyncio.to_thread(_check_archive, experiment_archive_path)
+        description = await asyncio.to_thread(_described, experiment_archive_path)
         if problem := experiment_name_problem(experiment_name):
             raise SubmissionRefused(problem)
         if not list(collaborator_names):
@@ -189,18 +206,25 @@ class Director(EngineDirector):  # type: ignore[misc]
             raise SubmissionRefused(
                 f"there is already an experiment named {experiment_name}; give this one another name"
             )
-        about = {
-            "name": experiment_name,
-            "collaborators": list(dict.fromkeys(collaborator_names)),
-            "sender": sender_name,
-            "submitted": time.time(),
-        }
+        if folder_of(self._state_root, experiment_name).exists():
+            raise SubmissionRefused(
+                f"the director keeps an experiment named {experiment_name} that it cannot read (its log says why); "
+                f"give this one another name"
+            )
+        about = Submitted(
+            name=experiment_name,
+            collaborators=tuple(dict.fromkeys(collaborator_names)),
+            sender=sender_name,
+            submitted=time.time(),
+            rounds=description.rounds,
+        )
         try:
             state = ExperimentState.create(self._state_root, experiment_archive_path, initial_model, about)
             experiment = RunningExperiment(state, self._wake)
         except OSError as error:
             raise SubmissionRefused(disk_problem(experiment_name, error)) from error
         self.experiments_registry.add(experiment)
+        self.queue.changed.set()
         return True
 
     def get_trained_model(self, experiment_name: str, caller: str, model_type: str) -> ModelFile | None:
@@ -213,35 +237,56 @@ class Director(EngineDirector):  # type: ignore[misc]
         return experiment.state.last_model() if experiment.state.progress().last_round else None
 
     async def start_experiment_execution_loop(self) -> None:
-        """Run the queued experiments one after the other, for ever."""
-        while True:
-            experiment = await self.experiments_registry.waiting.get()
-            for earlier in self.experiments_registry.values():
-                earlier.keep_end()
-            with log_fields(experiment=experiment.name):
+        """Start each experiment when its turn has come (`federation.director.turns`), for ever."""
+        async with asyncio.TaskGroup() as running:
+            while True:
+                self.queue.changed.clear()
+                for experiment in self.queue.next():
+                    running.create_task(self._run(experiment))
+                await asyncio.sleep(0)  # they have started when the next turn is thought about
+                await self.queue.changed.wait()
+
+    async def _run(self, experiment: RunningExperiment) -> None:
+        for earlier in self.experiments_registry.values():
+            earlier.keep_end()
+        with log_fields(experiment=experiment.name):
+            try:
                 await experiment.start(self.presence.last_heard)
+            except Exception as error:  # a fault of the director: the others go on
+                logger.exception("experiment %s: a fault in the director", experiment.name)
+                experiment.fail(f"a fault in the director ended {experiment.name}: {error!r}; its log tells more")
+        self.queue.changed.set()
 
     async def wait_experiment(
-        self, envoy_name: str, process: str = "", instead_of: str = "", awaiting: str | None = None
+        self,
+        envoy_name: str,
+        process: str = "",
+        instead_of: str = "",
+        awaiting: str | None = None,
+        at_work: Collection[str] = (),
+        slots: int = 1,
     ) -> str:
-        """The name of the experiment that this envoy should work on, "" for none, once it is not `instead_of`.
+        """The name of an experiment that this envoy should work on, besides those that it is at work on.
 
-        An idle envoy waits for its next experiment so, and one at work for the end of the one that it works on. For a
-        process that no longer holds the envoy's name there is no work. `awaiting` is the digest of the code that the
-        envoy has, where it waits for its owner to approve it.
+        An envoy with a free slot waits for its next experiment so. With `instead_of` one waits for the end of the
+        experiment that it works on, and is told what is next, or "" for nothing. For a process that no longer holds the
+        envoy's name there is no work. `awaiting` is the digest of the code that the envoy has, where it waits for its
+        owner to approve it. `slots`: how many experiments the site works on at a time.
 
         Raises:
             FederationError: the director is leaving and can no longer tell.
         """
-        held = self.experiments_registry.get(self.col_exp[envoy_name] or "")
-        if held:
-            held.await_approval(envoy_name, awaiting)
+        self.queue.hear(envoy_name, slots)
+        held = self.experiments_registry.get(instead_of or self.col_exp[envoy_name] or "")
+        if held and held.await_approval(envoy_name, awaiting):
+            self.queue.changed.set()
         while not self._leaving:
-            wanted = (name for name, each in self.experiments_registry.items() if each.wants(envoy_name))
             if not self.presence.holds(envoy_name, process):
                 return ""
-            if (work := next(wanted, "")) != instead_of:
+            work = self.queue.work(envoy_name, at_work)
+            if self.queue.is_over(instead_of, envoy_name, work) if instead_of else work:
                 self.col_exp[envoy_name] = work or None
+                self.queue.tell(envoy_name, work)
                 return work
             await self._changed.wait()
         raise FederationError("the director is being stopped")
@@ -265,20 +310,28 @@ class Director(EngineDirector):  # type: ignore[misc]
             DirectorLeaves: the experiment goes on when the director is back.
             FederationError: there is no such experiment of this caller.
         """
-        experiment = self.experiments_registry.get(experiment_name)
-        if experiment is None or caller not in experiment.users:
-            raise FederationError(f"this director knows no experiment {experiment_name} of {caller}")
-        sent = told = 0
+        self.check_owner(experiment_name, caller)
+        experiment = self.experiments_registry[experiment_name]
+        place = told = begun = 0
         while True:
+            over = experiment.over  # what it has told until then is told
             while told < len(experiment.notices):
                 yield {"task_name": NOTICE, "metric_name": experiment.notices[told]}
                 told += 1
-            while sent < len(experiment.metrics.lines):
-                yield experiment.metrics.lines[sent]
-                sent += 1
-            if experiment.over:
+            if begun != experiment.begun:
+                place, begun = 0, experiment.begun
+            try:
+                lines, after = experiment.state.metrics(place)
+            except (OSError, ValueError) as error:
+                raise FederationError(f"the metrics of {experiment_name} cannot be read: {error}") from error
+            for line in lines:
+                yield line
+            if after != place:
+                place = after
+            elif over:
                 break
-            await experiment.news()
+            else:
+                await experiment.news()
         if experiment.left:
             raise DirectorLeaves(experiment.failure)
         if experiment.status != Status.FINISHED:
@@ -290,33 +343,83 @@ class Director(EngineDirector):  # type: ignore[misc]
         if experiment:
             experiment.site_failed(collaborator_name, f"site {collaborator_name} failed:\n{reason}")
 
-    def remove_experiment_data(self, experiment_name: str, caller: str) -> None:
-        """Cancel an experiment that waits or runs; forget one that is over."""
+    def check_owner(self, experiment_name: str, caller: str) -> None:
+        """Go on only for an experiment of this caller.
+
+        Raises:
+            FederationError: there is none.
+        """
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
-            return
+            raise FederationError(f"this director knows no experiment {experiment_name:.120} of {caller:.120}")
+
+    def cancel(self, name: str, by: Who) -> str:
+        """End an experiment that waits or runs; nothing is removed. Says what was done.
+
+        Raises:
+            FederationError: there is no such experiment.
+        """
+        experiment = self._find(name)
         if experiment.over:
-            self.experiments_registry.remove(experiment_name)
-            experiment.state.remove()
+            return commands.is_over(name, experiment.status)
+        logger.info("experiment %s: cancelled by %s", name, by, extra={"experiment": name, **by.fields})
+        experiment.fail(commands.cancelled(name, by))
+        self.queue.changed.set()
+        return commands.done("cancelled", name)
+
+    def remove(self, name: str, by: Who) -> str:
+        """Forget an experiment that is over, with its models, or a folder that cannot be read. Says what was done.
+
+        Raises:
+            FederationError: there is no such experiment, or it is not over.
+            OSError: the disk refuses.
+        """
+        folder = folder_of(self._state_root, name)
+        if folder.name in self._unreadable:
+            ExperimentState(folder).remove()
+            del self._unreadable[folder.name]
+        elif not self._find(name).over:
+            raise commands.not_over(name)
         else:
-            experiment.fail(f"experiment {experiment_name} was cancelled by {caller}")
+            self._find(name).state.remove()
+            self.experiments_registry.remove(name)
+        logger.info("experiment %s: removed by %s", name, by, extra={"experiment": name, **by.fields})
+        return commands.done("removed", name)
+
+    def rows(self) -> Iterator[commands.Row]:
+        """Every experiment as its operator is shown it."""
+        for experiment in list(self.experiments_registry.values()):
+            yield replace(commands.row(experiment.state, self.queue.status(experiment)), over=experiment.over)
+        for folder, reason in list(self._unreadable.items()):
+            yield commands.unreadable_row(self._state_root / folder, reason)
+
+    def _find(self, name: str) -> RunningExperiment:
+        experiment = self.experiments_registry.get(name)
+        if experiment is None:
+            raise commands.unknown(name, folder_of(self._state_root, name).name in self._unreadable)
+        return experiment
 
     async def get_experiment_status(self, experiment_name: str, caller: str) -> str | None:
         """The engine's status; for one that waits, also how many are before it, or at which sites it does."""
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
             return None
-        if experiment.status == Status.IN_PROGRESS and experiment.awaiting:
-            return f"{Status.IN_PROGRESS}, waiting for approval at {', '.join(sorted(experiment.awaiting))}"
-        if experiment.status != Status.PENDING:
-            return str(experiment.status)
-        names = [name for name, each in self.experiments_registry.items() if not each.over]
-        return f"{Status.PENDING}, {names.index(experiment_name)} before it"
+        return self.queue.status(experiment)
 
 
-def _check_archive(path: Path) -> None:
+def _described(path: Path) -> Description:
+    """What an archive says of its experiment.
+
+    Raises:
+        SubmissionRefused: it holds what may not travel, or asks for a rule that there is not.
+    """
     try:
-        archives.read(path)
+        description = archives.describe(archives.read(path))
+        build(description.rule_name, description.rule_numbers)
     except ArchiveRefused:
         path.unlink()
         raise
+    except ValueError as error:
+        path.unlink()
+        raise SubmissionRefused(f"the experiment is refused: {error}") from None
+    return description

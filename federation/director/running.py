@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from openfl.component import CutoffTimeBasedStragglerHandling
@@ -35,23 +34,24 @@ from federation.wire.metadata import AGGREGATOR, SHORT
 
 logger = logging.getLogger(__name__)
 
+FAREWELL_SECONDS = 60.0
+"""How long an experiment that is over still answers its sites' trainers."""
+
 
 class MetricLog:
-    """Every metric of an experiment, in order; takes the place of the aggregator's queue."""
+    """Takes the place of the aggregator's queue: metrics go to disk, where their readers find them."""
 
     def __init__(
         self, state: ExperimentState, notify: Callable[[], None], cannot_keep: Callable[[str, OSError], None]
     ) -> None:
-        self.lines = state.finished_metrics()
         self._state = state
         self._notify = notify
         self._cannot_keep = cannot_keep
-        self._lock = threading.Lock()  # sites report at the same time; memory and disk keep one order
+        self._lock = threading.Lock()  # sites report at the same time, and a line is whole
 
     def put(self, metric: dict[str, Any]) -> None:
-        """Append one metric, here and on disk, and wake the readers."""
+        """Append one metric, and wake the readers."""
         with self._lock:
-            self.lines.append(metric)
             try:
                 self._state.add_metric(metric)
             except OSError as error:
@@ -65,11 +65,11 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
     def __init__(self, state: ExperimentState, on_change: Callable[[], None] = lambda: None) -> None:
         about, progress = state.about(), state.progress()
         super().__init__(
-            name=about["name"],
+            name=about.name,
             archive_path=state.archive,
-            collaborators=about["collaborators"],
-            users=[about["sender"]],
-            sender=about["sender"],
+            collaborators=list(about.collaborators),
+            users=[about.sender],
+            sender=about.sender,
             init_tensor_dict=None,
         )
         self.state = state
@@ -81,8 +81,11 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         self.metrics = MetricLog(state, self.notify, self._cannot_keep)
         self.gone: set[str] = set()
         self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
+        self.ask_again: set[str] = set()  # of those, who has worked on something else since
+        self.begun = 0  # how often the running round was begun: what it told before is told again
         self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
         self.left = False
+        self.started = False
         self._end: str | None = None  # how it ended, as long as that is not on disk
 
     @property
@@ -145,6 +148,37 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             logger.exception("experiment %s: it cannot be run", self.name, extra={"experiment": self.name})
             self.fail(f"the director cannot run {self.name}: {type(error).__name__}: {error}")
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether it runs, and does nothing but wait for an owner without whom its first round cannot close."""
+        if self.status != Status.IN_PROGRESS or not self.aggregator or not self.awaiting:
+            return False
+        others = [site for site in self.aggregator.authorized_cols if site not in self.awaiting]
+        in_time = len(others) >= self.aggregator.minimum_sites and self._round_ends_by_itself
+        return self.aggregator.round_number == 0 and not in_time
+
+    @property
+    def _round_ends_by_itself(self) -> bool:
+        policy = self.aggregator.straggler_handling_policy
+        return bool(math.isfinite(getattr(policy, "straggler_cutoff_time", math.inf)))
+
+    def give_way(self) -> None:
+        """Leave the sites to others until the owners have decided; the first round is begun anew then."""
+        logger.info(
+            "experiment %s: leaves its sites to others while it waits for approval at %s",
+            self.name, ", ".join(sorted(self.awaiting)), extra={"experiment": self.name},
+        )  # fmt: skip
+        left, self.aggregator = self.aggregator, None
+        left.on_round = left.on_change = lambda: None
+        left.on_failure = lambda reason: None
+        left.stop()
+        self.status, self.started = Status.PENDING, False
+        self.begun += 1
+        with suppress(OSError):  # after a restart it would start, and give way again
+            self.state.drop_round()
+            self.state.end(Status.PENDING)
+        self.notify()
+
     def site_failed(self, site: str, reason: str) -> None:
         """Go on without a site where the experiment's policy allows it; otherwise fail."""
         self.awaiting.pop(site, None)
@@ -156,13 +190,15 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         if not self.over:
             self.notice(f"goes on without site {site}: {reason}")
 
-    def await_approval(self, site: str, digest: str | None) -> None:
-        """A site waits for its owner to approve the code with this digest, or (None) waits no longer."""
+    def await_approval(self, site: str, digest: str | None) -> bool:
+        """A site waits for its owner to approve the code with this digest, or (None) waits no longer; is that news?"""
+        self.ask_again.discard(site)
         waited_for = self.awaiting.pop(site, None)
         if digest:
             self.awaiting[site] = digest
             if digest != waited_for:
                 self.notice(f"site {site} waits for its owner to approve the code (digest {digest[:SHORT]})")
+        return digest != waited_for
 
     def notice(self, text: str) -> None:
         """Tell the readers something, once."""
@@ -178,6 +214,7 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         """
         if self.over:  # cancelled while it waited
             return
+        self.started = True
         logger.info("experiment %s: starts on %s", self.name, ", ".join(self.collaborators))
         try:
             self.state.end(Status.IN_PROGRESS)
@@ -189,14 +226,22 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         if self.aggregator is None:
             self.prepare()
         self.notify()
-        while not self.over and not (self.aggregator and self.aggregator.finished):
+        while self.status == Status.IN_PROGRESS and not (self.aggregator and self.aggregator.finished):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.news(), timeout=1)
             self._leave_out_the_gone(last_heard)
+        if self.status == Status.PENDING:  # it has given way to others
+            return
         if not self.over:
             self._ends(Status.FINISHED)
         logger.info("experiment %s: %s after %.1f s", self.name, self.status, time.monotonic() - started)
+        self._loop.call_later(FAREWELL_SECONDS, self._give_back)
         self.notify()
+
+    def _give_back(self) -> None:
+        """Keep no more in memory of an experiment that is over than what `list` tells."""
+        self.aggregator = None
+        self.awaiting.clear()
 
     def wants(self, site: str) -> bool:
         """Whether there is work for this site now, or will be once it is heard of again."""
@@ -263,14 +308,12 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         """Put the finished round on disk; called by the aggregator before it hands out the next one."""
         aggregator = self.aggregator
         try:
-            progress = replace(  # the status on disk stays: a director that is leaving has not failed the experiment
-                self.state.progress(),
+            self.state.save_round(
                 next_round=aggregator.round_number,
                 last_round=aggregator.last_round,
                 best_round=aggregator.best_round,
                 best_score=aggregator.best_model_score,
             )
-            self.state.save(progress)
         except OSError as error:
             self._cannot_keep(f"round {aggregator.round_number}", error)
         except Exception as error:

@@ -9,11 +9,13 @@ Mends, with the engine's file and line:
 """
 
 import asyncio
+import json
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from openfl.protocols import aggregator_pb2_grpc, base_pb2, director_pb2, direct
 from openfl.protocols.utils import get_headers
 from openfl.transport import DirectorGRPCServer as EngineServer
 
+from federation.director import who
 from federation.director.access import Access, certificate_name, guards
+from federation.director.commands import Door
 from federation.director.director import Director
 from federation.director.edge import DESCRIPTION_CHARACTERS, SITES, Edge, shard_problem
+from federation.director.lock import locked
 from federation.director.router import AggregatorRouter
-from federation.director.state import ExperimentState
+from federation.director.state import clear_leftovers
 from federation.errors import (
     DirectorLeaves,
     FederationError,
@@ -36,7 +41,17 @@ from federation.errors import (
 from federation.settings import DirectorSettings
 from federation.wire import archives
 from federation.wire.channels import SERVER_OPTIONS
-from federation.wire.metadata import AWAITING_APPROVAL, DIGEST, EXPERIMENTER, INSTEAD_OF, PROCESS
+from federation.wire.metadata import (
+    AWAITING_APPROVAL,
+    DIGEST,
+    EXPERIMENTER,
+    IN_HAND,
+    INSTEAD_OF,
+    MOST_SLOTS,
+    PROCESS,
+    REMOVE,
+    SLOTS,
+)
 from federation.wire.models import ModelFile
 from federation.wire.names import NAME_CHARACTERS
 from federation.wire.transfer import ModelServer
@@ -78,7 +93,18 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         await asyncio.shield(self.server.wait_for_termination())
 
     def _trained(self, experiment: str, kind: str, context: Any) -> ModelFile | None:
-        model: ModelFile | None = self.director.get_trained_model(experiment, self.get_caller(context), kind)
+        by = who.of_call(context, self.get_caller(context))
+        about = {"experiment": experiment, **by.fields}
+        try:
+            self.director.check_owner(experiment, by.name)
+            model: ModelFile | None = self.director.get_trained_model(experiment, by.name, kind)
+        except FederationError as error:
+            logger.warning("refused: the %s model, to %s: %s", kind, by, error, extra=about)
+            return None
+        except OSError as error:
+            raise ValueError(f"the {kind} model of {experiment} cannot be read ({error})") from error
+        if model:
+            logger.info("experiment %s: the %s model is taken by %s", experiment, kind, by, extra=about)
         return model
 
     def _bind(self) -> int:
@@ -115,6 +141,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
                 experiment_archive_path=archive,
             )
         except SubmissionRefused as refusal:
+            by = who.of_call(context, self.get_caller(context))
+            logger.warning("refused: experiment %.120s of %s: %s", request.name, by, refusal, extra=by.fields)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the initial model cannot be used: {error}")
@@ -124,7 +152,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        logger.info("experiment %s: submitted by %s", request.name, self.get_caller(context))
+        by = who.of_call(context, self.get_caller(context))
+        logger.info("experiment %s: submitted by %s", request.name, by, extra={"experiment": request.name, **by.fields})
         return director_pb2.SetNewExperimentResponse(accepted=True)
 
     async def GetTrainedModel(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -149,6 +178,21 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except FederationError as error:
             await context.abort(grpc.StatusCode.ABORTED, str(error))
+
+    async def RemoveExperimentData(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """End an experiment of the caller's, or, where the metadata say so, remove one that is over."""
+        by = who.of_call(context, self.get_caller(context))
+        name, removes = request.experiment_name, get_headers(context).get(REMOVE) == "yes"
+        try:
+            self.director.check_owner(name, by.name)
+            (self.director.remove if removes else self.director.cancel)(name, by)
+        except FederationError as error:
+            what = "remove" if removes else "cancel"
+            logger.warning("refused: %s by %s: %s", what, by, error, extra={"experiment": name, **by.fields})
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except OSError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the director cannot remove {name} ({error})")
+        return director_pb2.RemoveExperimentResponse(acknowledgement=True)
 
     async def UpdateShardInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Register an envoy, unless another one that is alive has its name."""
@@ -179,7 +223,9 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         awaiting = said if DIGEST.fullmatch(said) else None
         try:
             with self.director.presence.call(site, _process(context)):
-                work = await self.director.wait_experiment(site, _process(context), instead_of, awaiting)
+                work = await self.director.wait_experiment(
+                    site, _process(context), instead_of, awaiting, _in_hand(context), _slots(context)
+                )
         except FederationError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         await self._hear(site, context)  # the name may be another's by now
@@ -228,6 +274,21 @@ def _process(context: Any) -> str:
     return str(get_headers(context).get(PROCESS, ""))
 
 
+def _in_hand(context: Any) -> tuple[str, ...]:
+    """The experiments that a site says that it has; it asks for another one."""
+    try:
+        told = json.loads(get_headers(context).get(IN_HAND, b"[]"))
+    except (ValueError, RecursionError):
+        told = []
+    return tuple(map(str, told)) if isinstance(told, list) else ()
+
+
+def _slots(context: Any) -> int:
+    """How many experiments a site says that it works on at a time."""
+    said = str(get_headers(context).get(SLOTS, "1"))
+    return min(max(int(said), 1), MOST_SLOTS) if said.isascii() and said.isdigit() else 1
+
+
 def _taken(site: str) -> str:
     return (
         f"another envoy named {site} is connected to this director; stop that one, or give this one another name in "
@@ -237,10 +298,10 @@ def _taken(site: str) -> str:
 
 async def serve(settings: DirectorSettings) -> None:
     """Run a director until it is cancelled."""
-    with tempfile.TemporaryDirectory(prefix="director-") as folder:
+    with tempfile.TemporaryDirectory(prefix="director-") as folder, _locked(settings, Path(folder, "state")) as root:
         server = DirectorServer(
             director_cls=Director,
-            state_root=_state_root(settings, Path(folder, "state")),
+            state_root=root,
             tls=settings.certificates.tls,
             sample_shape=list(settings.sample_shape),
             target_shape=list(settings.target_shape),
@@ -251,20 +312,38 @@ async def serve(settings: DirectorSettings) -> None:
         )
         server.guards = guards(settings)
         server.root_dir = Path(folder)  # submitted archives
+        door = Door(root, server.director)
+        await door.open()
         experiments = asyncio.create_task(server.director.start_experiment_execution_loop())
         try:
             await server._run_server()
         finally:
+            door.close()
             experiments.cancel()
             server.director.leave()
             await server.server.stop(grace=1)  # time enough to tell the readers
 
 
-def _state_root(settings: DirectorSettings, temporary: Path) -> Path:
+@contextmanager
+def _locked(settings: DirectorSettings, temporary: Path) -> Iterator[Path]:
+    """The director's state folder, which is this process's alone for the block.
+
+    Raises:
+        FederationError: another director uses it, or it cannot be used.
+    """
     root = settings.state or temporary
     try:
         root.mkdir(parents=True, exist_ok=True)
-        ExperimentState.all(root)
-    except (OSError, ValueError, KeyError) as error:
-        raise FederationError(f"state: {root} cannot be used ({error}); move it away or name another folder") from error
-    return root
+    except OSError as error:
+        raise FederationError(f"state: {root} cannot be used ({error}); name another folder") from error
+    with locked(root, "director") as elsewhere:
+        if elsewhere:
+            logger.warning(
+                "state: %s was used by a %s, which has not given it back; if that one still runs, stop one of the two",
+                root, elsewhere,
+            )  # fmt: skip
+        try:
+            clear_leftovers(root)
+        except OSError as error:
+            raise FederationError(f"state: {root} cannot be used ({error}); name another folder") from error
+        yield root

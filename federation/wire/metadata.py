@@ -17,6 +17,10 @@ EXPERIMENTER = "experimenter-bin"
 """Metadata that the director sends before an experiment's archive: who has submitted it."""
 AGGREGATOR = "aggregator"
 """Who a site's messages about a round are for, and who those of the director are from (the engine's header)."""
+MOST_SLOTS = 64
+REMOVE = "remove"
+"""Metadata of RemoveExperimentData: with "yes" an experiment that is over is removed, with its models. Without it the
+message is the engine's for ending an experiment, and removes nothing."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """The digest of a submission (`federation.site.review`)."""
 SHORT = 12

@@ -16,6 +16,8 @@ from typing import BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from federation.wire import files
+
 CHUNK = 2 * 2**20
 """Bytes of a model that travel in one message."""
 
@@ -203,13 +205,11 @@ def updates_folder(folder: Path) -> Path:
 
 
 def save(path: Path, tensors: Mapping[str, np.ndarray]) -> ModelFile:
-    """Write a model in one step: the file is whole or not there."""
+    """Write a model in one step: the file is whole or not there. It is synced with the round that it belongs to."""
     packed = Packed({name: Piece.of(array) for name, array in tensors.items()})
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("wb") as file:
+    with files.replacing(path, synced=False) as file:
         for chunk in packed.chunks():
             file.write(chunk)
-    unfinished.replace(path)
     return ModelFile(path)
 
 
