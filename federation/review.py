@@ -9,8 +9,9 @@ import typer
 from federation.errors import FederationError
 from federation.settings import EnvoySettings, load_envoy
 from federation.site import audit
-from federation.site.listing import lines, visible
-from federation.site.review import Received, ReviewFolder, Verdict, difference, verdict
+from federation.site.letters import oddities
+from federation.site.listing import lines, readable, visible
+from federation.site.review import Received, ReviewFolder, Submission, Verdict, difference, verdict
 from federation.wire import archives
 from federation.wire.metadata import SHORT
 
@@ -28,12 +29,13 @@ _YAML = Path("envoy/envoy.yaml")
 
 @app.command("list")
 def _list(config: _Config = _YAML) -> None:
-    """Show every submission that is kept, and what was decided on it."""
+    """Show every submission that is kept, which of them are new, and what was decided on it."""
     settings = load_envoy(config)
-    row = f"{{:<{SHORT}}}  {{:<16}}  {{:<24}}  {{}}".format
-    typer.echo(row("digest", "received", "experiment", f"decision (accept: {settings.accept})"))
+    row = f"{{:<{SHORT}}}  {{:<16}}  {{:<3}}  {{:<24}}  {{}}".format
+    typer.echo(row("digest", "received", "", "experiment", f"decision (accept: {settings.accept})"))
     for each in ReviewFolder(settings.review_folder).received():
-        typer.echo(row(each.digest[:SHORT], _time(each.time), visible(each.experiment), _decided(each, settings)))
+        new = "" if each.shown or each.decision else "new"
+        typer.echo(row(each.digest[:SHORT], _time(each.time), new, visible(each.experiment), _decided(each, settings)))
 
 
 @app.command("show")
@@ -42,22 +44,37 @@ def _show(
     config: _Config = _YAML,
     code: Annotated[bool, typer.Option(help="Show every file whole, although there is a diff.")] = False,
 ) -> None:
-    """Show a submission: its plan and objects, and its code or the diff to the last approved one."""
+    """Show a submission: its description, odd letters in it, and its code or the diff to the last approved one."""
     settings = load_envoy(config)
     folder = ReviewFolder(settings.review_folder)
     about = folder.find(prefix)
     submission = folder.load(about.digest)
     last = folder.last_approved(besides=about.digest)
+    by = f" by {visible(about.experimenter)}" if about.experimenter else ""
     typer.echo(f"digest      {about.digest}")
-    typer.echo(f"experiment  {visible(about.experiment)}, received {_time(about.time)}")
+    typer.echo(f"experiment  {visible(about.experiment)}, received {_time(about.time)}, submitted{by}")
     typer.echo(f"decision    {_decided(about, settings)}")
-    typer.echo("A pickle is shown by what it imports and the values in it, in their order.")
+    odd = _odd(submission)
+    if odd:
+        typer.echo(f"WARNING     {len(odd)} places with letters that may mislead a reader; they are listed at the end")
     whole = [name for name in submission.files if code or not last or not name.endswith(".py")]
-    for name in sorted(whole, key=lambda name: (name != archives.PLAN, name.endswith(".py"), name)):
+    for name in sorted(whole, key=lambda name: (name.endswith(".py"), name)):
         typer.echo("\n".join(("", f"=== {name}", *lines(name, submission.files[name]))))
     if last:
         typer.echo(f"\n=== difference to {last.digest[:SHORT]}, approved last ({visible(last.experiment)})")
         typer.echo("\n".join(difference(folder.load(last.digest), submission)) or "none")
+    if odd:
+        typer.echo("\n".join(("", "=== WARNING: letters that may mislead a reader", *map(visible, odd))))
+    folder.note_shown(about.digest)
+
+
+def _odd(submission: Submission) -> list[str]:
+    """Odd letters in the files as they are read: of the description, the letters that its numbers stand for."""
+    found = []
+    for name, content in sorted(submission.files.items()):
+        read = readable(content.decode()).encode(errors="backslashreplace") if name == archives.DESCRIPTION else content
+        found += oddities(name, read)
+    return found
 
 
 @app.command("approve")
@@ -73,12 +90,16 @@ def _reject(prefix: _Prefix, reason: _Reason = "", config: _Config = _YAML) -> N
 
 
 @app.command("audit")
-def _audit(config: _Config = _YAML, last: Annotated[int, typer.Option(help="How many messages.", min=1)] = 20) -> None:
+def _audit(
+    config: _Config = _YAML,
+    last: Annotated[int, typer.Option(help="How many messages.", min=1)] = 20,
+    every: Annotated[bool, typer.Option(help="Questions for work and signs of life, too.")] = False,
+) -> None:
     """Show what has left this site, newest last."""
     path = load_envoy(config).audit
     if path is None:
         raise FederationError(f"{config} says `audit: null`: no log is kept")
-    for line in audit.table(path, last):
+    for line in audit.table(path, last, every):
         typer.echo(visible(line))
 
 

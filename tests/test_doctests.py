@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).resolve().parents[1]
-PACKAGES = {"federation": HOUSE, "shard_descriptors": HOUSE, "kws": HOUSE / "workspace", "lab": HOUSE / "workspace"}
+PACKAGES = {"federation": HOUSE, "rules": HOUSE, "shard_descriptors": HOUSE}
+PACKAGES |= {"kws": HOUSE / "workspace", "lab": HOUSE / "workspace"}
 MODULES = [
     ".".join(path.relative_to(folder).with_suffix("").parts)
     for package, folder in PACKAGES.items()

@@ -12,6 +12,7 @@ HOUSE = Path(__file__).resolve().parents[1]
 PACKAGES = {
     "federation": HOUSE / "federation",
     "kws": HOUSE / "workspace" / "kws",
+    "rules": HOUSE / "rules",
     "shard_descriptors": HOUSE / "shard_descriptors",
 }
 WITH_OPENFL = {"shard_descriptors.descriptor", "kws.tasks"}
@@ -56,6 +57,10 @@ def test_openfl_is_imported_only_where_it_is_meant_to_be() -> None:
 
 def test_the_federation_knows_nothing_of_speech() -> None:
     assert not importers("federation", "kws", "shard_descriptors")
+
+
+def test_the_rules_know_numbers_only() -> None:
+    assert not importers("rules", "openfl", "kws", "lab", "shard_descriptors", "federation", "torch", "sklearn")
 
 
 def test_the_data_owners_side_needs_neither_models_nor_experiments() -> None:

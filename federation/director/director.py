@@ -22,13 +22,11 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import yaml
 from openfl.component.director import Director as EngineDirector
 from openfl.component.director.experiment import Status
 from openfl.transport.grpc.exceptions import ShardNotFoundError
@@ -51,8 +49,10 @@ from federation.errors import (
 from federation.logs import log_fields
 from federation.schedule import NOTICE
 from federation.wire import archives
+from federation.wire.description import Description
 from federation.wire.models import ModelFile
 from federation.wire.names import experiment_name_problem
+from rules.registry import build
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             SubmissionRefused: no envoy to run it on, its name cannot be used or is taken, or its archive holds what may
                 not travel.
         """
-        rounds = await asyncio.to_thread(_check_archive, experiment_archive_path)
+        description = await asyncio.to_thread(_described, experiment_archive_path)
         if problem := experiment_name_problem(experiment_name):
             raise SubmissionRefused(problem)
         if not list(collaborator_names):
@@ -216,7 +216,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             collaborators=tuple(dict.fromkeys(collaborator_names)),
             sender=sender_name,
             submitted=time.time(),
-            rounds=rounds,
+            rounds=description.rounds,
         )
         try:
             state = ExperimentState.create(self._state_root, experiment_archive_path, initial_model, about)
@@ -411,17 +411,19 @@ class Director(EngineDirector):  # type: ignore[misc]
         return self.queue.status(experiment)
 
 
-def _check_archive(path: Path) -> int | None:
-    """The rounds of training that an archive asks for.
+def _described(path: Path) -> Description:
+    """What an archive says of its experiment.
 
     Raises:
-        ArchiveRefused: it holds what may not travel.
+        SubmissionRefused: it holds what may not travel, or asks for a rule that there is not.
     """
     try:
-        files = archives.read(path)
+        description = archives.describe(archives.read(path))
+        build(description.rule_name, description.rule_numbers)
     except ArchiveRefused:
         path.unlink()
         raise
-    with suppress(ValueError, LookupError, TypeError, yaml.YAMLError):
-        return int(yaml.safe_load(files[archives.PLAN])["aggregator"]["settings"]["rounds_to_train"]) - 1
-    return None
+    except ValueError as error:
+        path.unlink()
+        raise SubmissionRefused(f"the experiment is refused: {error}") from None
+    return description

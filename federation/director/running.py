@@ -10,24 +10,27 @@ Mends, with the engine's file and line:
 import asyncio
 import logging
 import math
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import chdir, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
+from openfl.component import CutoffTimeBasedStragglerHandling
+from openfl.component.assigner.custom_assigner import Assigner
+from openfl.component.assigner.tasks import TrainTask, ValidateTask
 from openfl.component.director.experiment import Experiment as EngineExperiment
 from openfl.component.director.experiment import Status
-from openfl.federated import Plan
+from openfl.interface.aggregation_functions import Median, WeightedAverage
 
+from federation.director.aggregator import RoundAggregator
 from federation.director.state import ExperimentState
 from federation.errors import (
     disk_problem,
 )
+from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, RoundSchedule
 from federation.wire import archives
-from federation.wire.metadata import SHORT
+from federation.wire.metadata import AGGREGATOR, SHORT
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +141,12 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             self.notify()
 
     def prepare(self) -> None:
-        """Make the aggregator that the plan names, at the round that comes next; `failure` tells when that fails."""
+        """Make the aggregator as described, at the round that comes next; `failure` tells when that fails."""
         try:
             self.aggregator = self._build_aggregator()
         except Exception as error:
-            logger.exception("experiment %s: its plan cannot be used", self.name, extra={"experiment": self.name})
-            self.fail(f"the director cannot use the plan of {self.name}: {type(error).__name__}: {error}")
+            logger.exception("experiment %s: it cannot be run", self.name, extra={"experiment": self.name})
+            self.fail(f"the director cannot run {self.name}: {type(error).__name__}: {error}")
 
     @property
     def gives_way(self) -> bool:
@@ -262,13 +265,40 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
                 self.site_failed(site, f"site {site} is gone: the director has not heard of it for {silent:.0f} s")
 
     def _build_aggregator(self) -> Any:
-        """The aggregator that the plan names, ready for its collaborators."""
-        with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-            archives.write(archives.read(self.archive_path), Path(folder))
-            with chdir(folder):  # the engine reads the plan's pickles from the working folder
-                plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
-                plan.authorized_cols = list(self.collaborators)
-                aggregator = plan.get_aggregator({})  # the model stays on disk
+        """The aggregator that the experiment's description asks for, ready for its collaborators."""
+        description = archives.describe(archives.read(self.archive_path))
+        rules = {"mean": WeightedAverage, "median": Median}
+        if description.rule not in [{"name": name} for name in rules]:
+            raise ValueError(f"rule: {dict(description.rule)}; allowed: {', '.join(rules)}, without numbers")
+        policy, sites, rounds = description.policy, list(self.collaborators), description.rounds + 1
+        tasks = {
+            TRAIN: TrainTask(name=TRAIN, function_name=""),
+            VALIDATE_LOCAL: ValidateTask(name=VALIDATE_LOCAL, function_name="", apply_local=True),
+            VALIDATE_AGGREGATED: ValidateTask(name=VALIDATE_AGGREGATED, function_name=""),
+        }
+        aggregator = RoundAggregator(
+            aggregator_uuid=AGGREGATOR,
+            federation_uuid=description.id,
+            authorized_cols=sites,
+            init_state_path="",
+            best_state_path="",
+            last_state_path="",
+            initial_tensor_dict={},  # the model stays on disk
+            rounds_to_train=rounds,
+            assigner=Assigner(
+                assigner_function=RoundSchedule(description.rounds, tasks),
+                aggregation_functions_by_task={TRAIN: rules[description.rule_name]()},
+                authorized_cols=sites,
+                rounds_to_train=rounds,
+            ),
+            straggler_handling_policy=CutoffTimeBasedStragglerHandling(
+                straggler_cutoff_time=policy.round_seconds or math.inf, minimum_reporting=policy.minimum_sites
+            ),
+            best_metric=description.best_metric,
+            best_direction=description.best_direction,
+            minimum_sites=policy.minimum_sites or len(sites),
+            gone_seconds=policy.gone_seconds,
+        )
         aggregator.open(self.state.folder, self.state.progress())
         aggregator.experiment = self.name
         aggregator.metric_queue = self.metrics

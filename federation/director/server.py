@@ -44,8 +44,10 @@ from federation.wire.channels import SERVER_OPTIONS
 from federation.wire.metadata import (
     AWAITING_APPROVAL,
     DIGEST,
+    EXPERIMENTER,
     IN_HAND,
     INSTEAD_OF,
+    MOST_SLOTS,
     PROCESS,
     REMOVE,
     SLOTS,
@@ -56,8 +58,6 @@ from federation.wire.transfer import ModelServer
 
 logger = logging.getLogger(__name__)
 
-MOST_SLOTS = 64
-"""Experiments that one site may run at a time."""
 COLLABORATOR_THREADS = 64
 """Collaborators that may wait for work or send results at the same time."""
 
@@ -234,6 +234,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
     async def GetExperimentData(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The archive of an experiment, to its own sites."""
         await self._check_site(request, context)
+        sender = self.director.experiments_registry[request.experiment_name].sender
+        await context.send_initial_metadata(((EXPERIMENTER, str(sender).encode()),))
         async for part in super().GetExperimentData(request, context):
             yield part
 

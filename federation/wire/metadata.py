@@ -13,6 +13,11 @@ IN_HAND = "in-hand-bin"
 those that wait for its owner among them; the answer is to be another one."""
 SLOTS = "envoy-slots"
 """Metadata of an envoy's calls: how many experiments the site runs at a time, where that is not one."""
+EXPERIMENTER = "experimenter-bin"
+"""Metadata that the director sends before an experiment's archive: who has submitted it."""
+AGGREGATOR = "aggregator"
+"""Who a site's messages about a round are for, and who those of the director are from (the engine's header)."""
+MOST_SLOTS = 64
 REMOVE = "remove"
 """Metadata of RemoveExperimentData: with "yes" an experiment that is over is removed, with its models. Without it the
 message is the engine's for ending an experiment, and removes nothing."""

@@ -154,7 +154,7 @@ def stock_submission(port: int, name: str) -> None:
 
 def our_submission(port: int, name: str) -> None:
     FederationHandle("localhost", port, client_id="ada").submit(
-        name, package=TOYS / "toy", model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
+        name, package=TOYS / "toy", entry_point="toy.experiment:experiment", settings={}, rounds=1,
         best_metric="accuracy", keep_optimizer=False,
     )  # fmt: skip
 

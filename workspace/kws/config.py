@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
@@ -152,11 +152,34 @@ class ExperimentConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain values, for the run record."""
+        """The configuration as plain values, for the run record and for the sites."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ExperimentConfig":
+        """The configuration of such values; what is not given has its default.
+
+        Raises:
+            ConfigError: a name that does not exist, or a value that is not allowed.
+        """
+        return _built(cls, values, "")
 
 
 Settings = TypeVar("Settings")
+
+
+def _built(kind: type[Settings], values: Mapping[str, Any], group: str) -> Settings:
+    """A dataclass of values by name, those of a dataclass within it in a mapping of their own."""
+    kinds = get_type_hints(kind)
+    known = {each.name for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - known):
+        raise ConfigError(f"there is no {group}{unknown[0]}; allowed here: {', '.join(sorted(known))}")
+    return kind(
+        **{
+            name: _built(kinds[name], value, f"{group}{name}.") if dataclasses.is_dataclass(kinds[name]) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def changed(config: Settings, changes: Sequence[str]) -> Settings:

@@ -1,5 +1,10 @@
-"""What OpenFL runs at a site: translates between its interfaces and `kws.training`, decides nothing."""
+"""What OpenFL runs at a site: translates between its interfaces and `kws.training`, decides nothing.
 
+`experiment` is what a site calls, after its owner has approved this package, and the notebook for the initial model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +51,7 @@ class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
 
 
 class ClassifierProvider(ModelInterface):  # type: ignore[misc]
-    """The recipe of the model; the model itself is built where it is used (a Wav2Vec2 module cannot be pickled)."""
+    """The recipe of the model, which is built when it is asked for."""
 
     def __init__(self, config: ExperimentConfig, form: ClipFormat) -> None:
         super().__init__(model=None, optimizer=None, framework_plugin="kws.tasks.TrainedTensors")
@@ -62,9 +67,6 @@ class ClassifierProvider(ModelInterface):  # type: ignore[misc]
     def provide_optimizer(self) -> Any:
         """A fresh optimizer for the model."""
         return build_optimizer(self.provide_model(), self.config.training)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"model": None}
 
 
 class ShardData(DataInterface):  # type: ignore[misc]
@@ -118,3 +120,23 @@ def train(model: Classifier, data: ShardData, device: str, optimizer: Any, round
 def validate(model: Classifier, data: ShardData, device: str) -> dict[str, float]:
     """Validation on the site's own validation speakers."""
     return evaluate(model, data.validation_clips).scalars()
+
+
+def settings_of(config: ExperimentConfig, form: ClipFormat, frozen: str | None = None) -> dict[str, Any]:
+    """What `experiment` is to be given.
+
+    frozen: the digest of what does not travel of the experimenter's model; None: it is not compared.
+    """
+    return {"config": config.to_dict(), "format": asdict(form), "frozen": frozen}
+
+
+def experiment(settings: Mapping[str, Any]) -> tuple[ClassifierProvider, TaskInterface, ShardData]:
+    """The model, the tasks and the data of an experiment, of the values that `settings_of` makes.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    config = ExperimentConfig.from_dict(settings["config"])
+    given = settings["format"]
+    form = ClipFormat(**{**given, "labels": tuple(given["labels"])})
+    return ClassifierProvider(config, form), TASKS, ShardData(config)

@@ -16,7 +16,7 @@ from federation.policy import RoundPolicy
 from federation.settings import Certificates, certificates_beside, load_director
 from kws.config import ExperimentConfig
 from kws.model import Classifier, build_model, load_weights
-from kws.tasks import TASKS, ClassifierProvider, ShardData
+from kws.tasks import settings_of
 from lab import HOUSE
 from lab.records import Run
 from lab.session import brings_own
@@ -124,9 +124,8 @@ def submit(
     return federation.submit(
         name,
         package=Path(kws.__file__).resolve().parent,
-        model=ClassifierProvider(config, form),
-        tasks=TASKS,
-        data=ShardData(config),
+        entry_point="kws.tasks:experiment",
+        settings=settings_of(config, form),
         rounds=config.training.rounds,
         best_metric=config.best_metric,
         keep_optimizer=config.training.keep_optimizer,
