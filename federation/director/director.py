@@ -48,7 +48,7 @@ from federation.errors import (
 )
 from federation.logs import log_fields
 from federation.schedule import NOTICE
-from federation.wire import archives
+from federation.wire import archives, files
 from federation.wire.description import Description
 from federation.wire.models import ModelFile
 from federation.wire.names import experiment_name_problem
@@ -90,7 +90,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         self._changed = asyncio.Event()
         self.queue = Queue(self.experiments_registry)
         self._leaving = False
-        state_root.mkdir(parents=True, exist_ok=True)
+        files.ensure_folder(state_root)
         states, self._unreadable = found(state_root)
         for state in states:
             try:

@@ -39,7 +39,7 @@ from federation.errors import (
     disk_problem,
 )
 from federation.settings import DirectorSettings
-from federation.wire import archives
+from federation.wire import archives, files
 from federation.wire.channels import SERVER_OPTIONS
 from federation.wire.metadata import (
     AWAITING_APPROVAL,
@@ -336,7 +336,7 @@ def _locked(settings: DirectorSettings, temporary: Path) -> Iterator[Path]:
     """
     root = settings.state or temporary
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        files.ensure_folder(root)
     except OSError as error:
         raise FederationError(f"state: {root} cannot be used ({error}); name another folder") from error
     with locked(root, "director") as elsewhere:

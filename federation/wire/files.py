@@ -114,6 +114,14 @@ def make_folder(folder: Path) -> None:
     os.mkdir(folder)
 
 
+def ensure_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless they are there; synced."""
+    if not folder.is_dir():
+        ensure_folder(folder.parent)
+        os.mkdir(folder)
+        sync_folder(folder.parent)
+
+
 def rename(source: Path, target: Path) -> None:
     """Give a synced file, or a folder, another name, synced."""
     os.replace(source, target)

@@ -5,7 +5,9 @@ The model is POSIX's word and no file system's habit (Pillai et al., "All File S
 last piece of a file may be torn or read as zeros. Only a rename is one step.
 """
 
+import codecs
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,6 +109,86 @@ class Recorder:
         self._note("unlink", path)
 
 
+CALLS = (
+    "openat,write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,link,linkat,mkdir,rmdir,ftruncate"
+)
+"""The system calls that change files, for strace."""
+
+
+def traced(trace: Path, root: Path, inside: tuple[str, ...]) -> list[Step]:
+    """The operations that strace has seen in some of the folders under `root`, by paths relative to that.
+
+    What strace is to be called with: `-f -y -s 99999999 -e trace=CALLS -o TRACE`.
+    """
+    steps: list[Step] = []
+    begun: dict[str, str] = {}
+    places: dict[str, int | None] = {}  # of open files, by descriptor; None appends
+    sizes: dict[str, int] = {}
+    for line in trace.read_text(errors="surrogateescape").splitlines():
+        process, _, call = line.partition(" ")
+        call = call.strip()
+        if call.endswith("<unfinished ...>"):
+            begun[process] = call.removesuffix("<unfinished ...>")
+            continue
+        if resumed := re.match(r"<\.\.\. \w+ resumed>", call):
+            call = begun.pop(process) + call[resumed.end() :]
+        if not (told := re.fullmatch(r"(\w+)\((.*)\) += (-?\d+)(.*)", call, re.S)) or int(told[3]) < 0:
+            continue
+        name, arguments = told[1], told[2]
+        texts = [_unquoted(text) for text in re.findall(r'"((?:[^"\\]|\\.)*)"', arguments)]
+        described = re.match(r"\d+<([^>]*)>", arguments)
+        names = [text.decode(errors="surrogateescape") for text in texts]
+        paths = [f"{described[1]}/{names[0]}" if name.endswith("at") else described[1]] if described else names
+        if not paths or not all(_is_inside(Path(path), root, inside) for path in paths):
+            continue
+        first, *others = (str(Path(path).relative_to(root)) for path in paths)
+        if name == "openat":
+            new = first not in sizes and "O_CREAT" in arguments
+            if new or "O_TRUNC" in arguments:
+                steps.append(Step("create" if new else "cut", first))
+                sizes[first] = 0
+            places[told[3]] = None if "O_APPEND" in arguments else 0
+        elif name in ("write", "pwrite64"):
+            descriptor = arguments.partition("<")[0]
+            place = places[descriptor]
+            at = sizes[first] if place is None else place
+            content = texts[0][: int(told[3])]
+            steps.append(Step("write", first, place=at, content=content))
+            sizes[first] = max(sizes[first], at + len(content))
+            places[descriptor] = None if place is None else at + len(content)
+        elif name in ("fsync", "fdatasync"):
+            steps.append(Step("sync" if first in sizes else "sync_folder", first))
+        elif name == "ftruncate":
+            sizes[first] = int(arguments.rpartition(", ")[2])
+            steps.append(Step("cut", first, place=sizes[first]))
+        elif name in ("rename", "renameat", "renameat2", "link", "linkat"):
+            what = name[:6] if name.startswith("rename") else "link"
+            steps.append(Step(what, first, other=others[0]))
+            if first in sizes:
+                sizes[others[0]] = sizes[first]
+            else:  # a folder
+                for path in [path for path in sizes if path.startswith(f"{first}/")]:
+                    sizes[others[0] + path.removeprefix(first)] = sizes[path]
+            if what == "rename":
+                sizes.pop(first, None)
+        elif name in ("unlink", "unlinkat", "rmdir"):
+            steps.append(Step("unlink", first))
+            sizes.pop(first, None)
+        elif name == "mkdir":
+            steps.append(Step("mkdir", first))
+    return steps
+
+
+def _is_inside(path: Path, root: Path, inside: tuple[str, ...]) -> bool:
+    return path == root or any(path.is_relative_to(root / each) for each in inside)
+
+
+def _unquoted(text: str) -> bytes:
+    """The bytes of a string as strace writes it."""
+    decoded: bytes = codecs.escape_decode(text.encode("ascii", "surrogateescape"))[0]  # type: ignore[attr-defined]
+    return decoded
+
+
 @contextmanager
 def recorded(root: Path, synced: bool = False) -> Iterator[Recorder]:
     """Record what `federation.wire.files` does under a folder."""
@@ -137,7 +219,8 @@ class Folder:
     pending: list[dict[str, "File | Folder | None"]] = field(default_factory=list)
 
     def change(self, **names: "File | Folder | None") -> None:
-        self.pending.append(names)
+        if names:
+            self.pending.append(names)
         self.now = _renamed(self.now, names)
 
     def sync(self) -> None:
@@ -164,8 +247,12 @@ class Disk:
             folder.change(**{name: None})
         elif step.what in ("rename", "link"):
             other_folder, other = self._find(step.other)
-            assert other_folder is folder, "a rename between folders is more than one step"
-            folder.change(**{other: folder.now[name]} | ({name: None} if step.what == "rename" else {}))
+            gone = {name: None} if step.what == "rename" else {}
+            if other_folder is folder:
+                folder.change(**{other: folder.now[name]} | gone)
+            else:  # two folders are two steps
+                other_folder.change(**{other: folder.now[name]})
+                folder.change(**gone)
         else:
             file = folder.now[name]
             assert isinstance(file, File)

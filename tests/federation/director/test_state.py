@@ -1,12 +1,15 @@
+import asyncio
 import json
 import re
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from federation.director.director import Director
 from federation.director.state import (
     VERSION,
     ExperimentState,
@@ -308,3 +311,29 @@ def test_a_removed_experiment_is_gone(state: ExperimentState) -> None:
     assert list(state.folder.parent.iterdir()) == []
     with pytest.raises(Unreadable):
         state.progress()
+
+
+def test_what_is_over_takes_no_memory(tmp_path: Path) -> None:
+    """300 experiments with 200 metrics each would be some 30 MB as Python's values."""
+    root = tmp_path / "state"
+    first = submit(root, replace(ABOUT, name="0"))
+    for number in range(200):
+        first.add_metric({"round": 0, "metric_origin": f"site{number}", "task_name": "train", "metric_value": 0.5})
+    save(round_path(first.folder, 1), MODEL)
+    first.save_round(next_round=1, last_round=1, best_round=None, best_score=None)
+    first.end("finished")
+    for number in range(1, 300):
+        shutil.copytree(first.folder, root / str(number))
+        rewritten(root / str(number) / "experiment.json", name=str(number))
+
+    async def run() -> None:
+        tracemalloc.start()
+        director = Director(state_root=root, tls=False, sample_shape=[], target_shape=[], envoy_health_check_period=1)
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert len(director.experiments_registry) == 300
+        assert taken < 5e6
+        lines = [line async for line in director.stream_metrics("7", "ada")]
+        assert [line["metric_origin"] for line in lines] == [f"site{number}" for number in range(200)]
+
+    asyncio.run(run())
