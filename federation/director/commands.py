@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from federation.director import who
-from federation.director.lock import Held, locked
+from federation.director.lock import DIRECTOR, Held, locked
 from federation.director.state import FAILED, ExperimentState, folder_of, found
 from federation.director.who import Who
 from federation.errors import FederationError
@@ -193,9 +193,9 @@ def command(root: Path, request: Request) -> list[Any]:
         with locked(root, f"command {request.command}"):
             return list(carry_out(Stopped(root), request, who.of_this_process()))
     except Held as held:
-        if held.holder and held.holder.what != "director":
+        if held.holder is None or held.holder.what != DIRECTOR:
             raise FederationError(f"another command is at work ({held.holder}); try again") from None
-        return ask(root, request, str(held.holder or "its process is not known"))
+        return ask(root, request, str(held.holder))
 
 
 def ask(root: Path, request: Request, holder: str, seconds: float = ANSWER_SECONDS) -> list[Any]:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +19,9 @@ from pathlib import Path
 from federation.errors import FederationError
 
 FILE = ".lock"
+DIRECTOR = "director"
+PATIENCE = 10.0
+"""Seconds for which a command is waited for; a director holds its folder as long as it runs."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,10 @@ class Held(FederationError):
 
     def __init__(self, root: Path, holder: Holder | None) -> None:
         self.holder = holder
+        who = "another director" if holder is None or holder.what == DIRECTOR else "a command"
         super().__init__(
-            f"another director uses the state folder {root}, and nothing was touched: "
-            f"{holder or 'a process that has just started'}; stop that one, or give this one a folder of its own "
-            f"(`state` in director.yaml)"
+            f"{who} uses the state folder {root}, and nothing was touched: {holder or 'who it is is not known'}; stop "
+            f"that one, or give this one a folder of its own (`state` in director.yaml)"
         )
 
 
@@ -62,15 +66,7 @@ def locked(root: Path, what: str) -> Iterator[Holder | None]:
     except OSError as error:
         raise FederationError(f"state: {root} cannot be used ({error})") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise Held(root, _read(descriptor)) from None
-            raise FederationError(
-                f"state: the file system of {root} knows no locks ({error.strerror}), so that a second director could "
-                f"destroy what the first one runs; name a folder on a local disk"
-            ) from error
+        _lock(root, descriptor)
         before = _read(descriptor)
         if os.geteuid() == 0:  # the operator's root session must not lock the director's own user out
             owner = root.stat()
@@ -82,6 +78,25 @@ def locked(root: Path, what: str) -> Iterator[Holder | None]:
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _lock(root: Path, descriptor: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise FederationError(
+                    f"state: the file system of {root} knows no locks ({error.strerror}), so that a second director "
+                    f"could destroy what the first one runs; name a folder on a local disk"
+                ) from error
+            holder = _read(descriptor)
+            if (holder and holder.what == DIRECTOR) or time.monotonic() > deadline:
+                raise Held(root, holder) from None
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _read(descriptor: int) -> Holder | None:

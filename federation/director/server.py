@@ -29,7 +29,7 @@ from federation.director.access import Access, certificate_name, guards
 from federation.director.commands import Door
 from federation.director.director import Director
 from federation.director.edge import DESCRIPTION_CHARACTERS, SITES, Edge, shard_problem
-from federation.director.lock import locked
+from federation.director.lock import DIRECTOR, locked
 from federation.director.router import AggregatorRouter
 from federation.director.state import clear_leftovers
 from federation.errors import (
@@ -339,7 +339,7 @@ def _locked(settings: DirectorSettings, temporary: Path) -> Iterator[Path]:
         files.ensure_folder(root)
     except OSError as error:
         raise FederationError(f"state: {root} cannot be used ({error}); name another folder") from error
-    with locked(root, "director") as elsewhere:
+    with locked(root, DIRECTOR) as elsewhere:
         if elsewhere:
             logger.warning(
                 "state: %s was used by a %s, which has not given it back; if that one still runs, stop one of the two",

@@ -156,7 +156,8 @@ def test_there_may_be_nothing_yet(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_command_waits_for_no_other(root: Path) -> None:
+def test_a_command_waits_for_another_but_not_for_ever(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("federation.director.lock.PATIENCE", 0.1)
     with locked(root, "command prune"), pytest.raises(FederationError, match=r"at work \(command prune, process \d+"):
         command(root, Request("list"))
 

@@ -6,6 +6,8 @@ import re
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,12 +57,33 @@ def test_a_holder_on_another_host_is_pointed_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": 1}', b"\xff"])
-def test_a_lock_file_may_say_anything(tmp_path: Path, content: bytes) -> None:
+def test_a_lock_file_may_say_anything(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("federation.director.lock.PATIENCE", 0.1)
     (tmp_path / FILE).write_bytes(content)
     with locked(tmp_path, "director"):
         (tmp_path / FILE).write_bytes(content)
-        with pytest.raises(Held, match="a process that has just started"), locked(tmp_path, "director"):
+        with (
+            pytest.raises(Held, match=r"uses the state folder .*: who it is is not known"),
+            locked(tmp_path, "director"),
+        ):
             pass
+
+
+def test_a_command_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadPoolExecutor() as pool:
+        with locked(tmp_path, "command list"):
+            director = pool.submit(_hold, tmp_path)
+            time.sleep(0.2)
+            assert not director.done()
+        assert director.result(10)
+    monkeypatch.setattr("federation.director.lock.PATIENCE", 0.1)
+    with locked(tmp_path, "command prune"), pytest.raises(Held, match=r"a command uses .*: command prune, process \d+"):
+        _hold(tmp_path)
+
+
+def _hold(folder: Path) -> bool:
+    with locked(folder, "director"):
+        return True
 
 
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
