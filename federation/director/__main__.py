@@ -6,6 +6,7 @@ What `director/start_director.sh` runs, with or without a command.
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from federation.logs import configure_logging
 from federation.settings import DirectorSettings, load_director
 
 logger = logging.getLogger(__name__)
+
+SITES_SHOWN = 4
 
 app = typer.Typer(
     help="Start a director from `director.yaml`, where no command is given; what is given here wins over the file.",
@@ -97,7 +100,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     rounds = "" if row.round is None else f"{row.round}/{'?' if row.rounds is None else row.rounds}"
     submitted = f"{datetime.fromtimestamp(row.submitted):%Y-%m-%d %H:%M}" if row.submitted else ""
     size = f"{row.size / 1e6:.1f} MB"
-    return tuple(map(_visible, (row.name, row.status, rounds, ",".join(row.sites), size, submitted, row.sender)))
+    return tuple(map(_visible, (row.name, row.status, rounds, _sites(row.sites), size, submitted, row.sender)))
+
+
+def _sites(names: Sequence[str]) -> str:
+    """Their names, or the first few and how many there are."""
+    shown = sorted(names)[:SITES_SHOWN]
+    return ",".join(shown) + (f",... ({len(names)})" if len(shown) < len(names) else "")
 
 
 def _visible(text: str) -> str:

@@ -140,6 +140,7 @@ class Stopped:
         folder = folder_of(self._root, name)
         if folder.name in self._unreadable:
             ExperimentState(folder).remove()
+            del self._unreadable[folder.name]
         elif not self._find(name).progress().over:
             raise not_over(name)
         else:

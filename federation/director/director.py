@@ -261,32 +261,36 @@ class Director(EngineDirector):  # type: ignore[misc]
         process: str = "",
         instead_of: str = "",
         awaiting: str | None = None,
-        at_work: Collection[str] = (),
+        in_hand: Collection[str] = (),
         slots: int = 1,
     ) -> str:
-        """The name of an experiment that this envoy should work on, besides those that it is at work on.
+        """The name of an experiment that this envoy should work on, besides those that it has in hand.
 
-        An envoy with a free slot waits for its next experiment so. With `instead_of` one waits for the end of the
-        experiment that it works on, and is told what is next, or "" for nothing. For a process that no longer holds the
-        envoy's name there is no work. `awaiting` is the digest of the code that the envoy has, where it waits for its
-        owner to approve it. `slots`: how many experiments the site works on at a time.
+        An envoy with a free slot waits for its next experiment so. With `instead_of` one waits until that experiment
+        does not want the site any longer, and is told what is next, or "" for nothing. For a process that no longer
+        holds the envoy's name there is no work. `awaiting` is the digest of the code that the envoy has, where it waits
+        for its owner to approve it. `slots`: how many experiments the site runs at a time.
 
         Raises:
             FederationError: the director is leaving and can no longer tell.
         """
         self.queue.hear(envoy_name, slots)
-        held = self.experiments_registry.get(instead_of or self.col_exp[envoy_name] or "")
+        about = instead_of or ("" if in_hand else self.col_exp[envoy_name] or "")
+        held = self.experiments_registry.get(about)
         if held and held.await_approval(envoy_name, awaiting):
             self.queue.changed.set()
-        while not self._leaving:
-            if not self.presence.holds(envoy_name, process):
-                return ""
-            work = self.queue.work(envoy_name, at_work)
-            if self.queue.is_over(instead_of, envoy_name, work) if instead_of else work:
-                self.col_exp[envoy_name] = work or None
-                self.queue.tell(envoy_name, work)
-                return work
-            await self._bells.setdefault(envoy_name, asyncio.Event()).wait()
+        try:
+            while not self._leaving:
+                if not self.presence.holds(envoy_name, process):
+                    return ""
+                work = self.queue.work(envoy_name, in_hand)
+                if self.queue.is_over(instead_of, envoy_name, work) if instead_of else work:
+                    self.col_exp[envoy_name] = work or None
+                    return work
+                await self._bells.setdefault(envoy_name, asyncio.Event()).wait()
+        finally:  # the owner has decided, or the envoy is gone: it says so when it is told of the experiment again
+            if held and instead_of and awaiting and held.await_approval(envoy_name, None):
+                self.queue.changed.set()
         raise FederationError("the director is being stopped")
 
     def leave(self) -> None:

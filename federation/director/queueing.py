@@ -39,32 +39,22 @@ class Queue:
             self._slots[site] = slots
             self.changed.set()
 
-    def work(self, site: str, at_work: Collection[str] = ()) -> str:
-        """What a site should work on besides those that it is at work on; "" for nothing.
-
-        An experiment that waits for the site's owner is asked about once after each other piece of work, since the
-        owner may have decided meanwhile; otherwise it comes last.
-        """
-        others = [each for each in self._waiting() if each.name not in at_work]
-        undecided = [each for each in others if each.status == PENDING and site in each.awaiting]
-        again = [each for each in undecided if site in each.ask_again]
-        wanted = [each for each in others if each.wants(site)]
-        return next((each.name for each in (*again, *wanted, *undecided)), "")
-
-    def tell(self, site: str, work: str) -> None:
-        """Note what a site was told to work on."""
-        for each in self._waiting():
-            if each.name == work:
-                each.ask_again.discard(site)
-            elif work and site in each.awaiting:
-                each.ask_again.add(site)
+    def work(self, site: str, in_hand: Collection[str] = ()) -> str:
+        """What a site should work on besides what it has in hand; "" for nothing."""
+        wanted = (each.name for each in self._waiting() if each.name not in in_hand and each.wants(site))
+        return next(wanted, "")
 
     def is_over(self, name: str, site: str, other_work: str) -> bool:
-        """Whether a site that works on an experiment should stop; one whose turn is just coming has it go on."""
+        """Whether a site that has an experiment in hand should let it go.
+
+        One that waits for its turn is let go where there is other work, and told of again. The one whose turn is just
+        coming goes on, and so does one on which the site's owner has yet to decide: it takes no slot.
+        """
         experiment = self._experiments.get(name)
         if experiment is None:
             return True
-        turn_comes = experiment.status == PENDING and not other_work
+        undecided = site in experiment.awaiting
+        turn_comes = experiment.status == PENDING and (undecided or not other_work)
         return not (experiment.wants(site) or turn_comes)
 
     def status(self, experiment: RunningExperiment) -> str:
@@ -73,9 +63,10 @@ class Queue:
             return f"{experiment.status}, waiting for approval at {', '.join(sorted(experiment.awaiting))}"
         if experiment.status != PENDING:
             return str(experiment.status)
-        sites = set(experiment.collaborators)
-        waiting = self._waiting()
-        before = [each for each in waiting[: waiting.index(experiment)] if sites & set(each.collaborators)]
+        sites, waiting = set(experiment.collaborators), self._waiting()
+        earlier = [each for each in waiting[: waiting.index(experiment)] if not each.awaiting]
+        running = [each for each in waiting if each.status == IN_PROGRESS and each not in earlier]
+        before = [each for each in earlier + running if sites & set(each.collaborators)]
         return f"{PENDING}, {len(before)} before it"
 
     def _waiting(self) -> list[RunningExperiment]:

@@ -265,17 +265,20 @@ def _process(context: Any) -> str:
     return str(get_headers(context).get(PROCESS, ""))
 
 
-def _in_hand(context: Any) -> tuple[str, ...]:
-    """The experiments that a site says that it has; it asks for another one."""
-    try:
-        told = json.loads(get_headers(context).get(IN_HAND, b"[]"))
-    except (ValueError, RecursionError):
-        told = []
-    return tuple(map(str, told)) if isinstance(told, list) else ()
+def _in_hand(context: Any) -> frozenset[str]:
+    """The experiments that an envoy says it has.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    said = json.loads(get_headers(context).get(IN_HAND, b"[]"))
+    if not isinstance(said, list) or not all(isinstance(name, str) for name in said):
+        raise ValueError(f"{IN_HAND} is not a list of names")
+    return frozenset(said)
 
 
 def _slots(context: Any) -> int:
-    """How many experiments a site says that it works on at a time."""
+    """How many experiments a site says that it runs at a time."""
     said = str(get_headers(context).get(SLOTS, "1"))
     return min(max(int(said), 1), MOST_SLOTS) if said.isascii() and said.isdigit() else 1
 

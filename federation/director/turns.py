@@ -50,7 +50,7 @@ def turns(entries: Sequence[Entry], slots: Mapping[str, int]) -> Turns:
     """
     taken = Counter(site for each in entries if each.runs and not each.gives_way for site in each.sites)
     passed: Counter[str] = Counter()
-    start: list[str] = []
+    start: list[Entry] = []
     waiting: list[Entry] = []
     for each in entries:
         if each.runs or each.waits_for_owner:
@@ -61,14 +61,15 @@ def turns(entries: Sequence[Entry], slots: Mapping[str, int]) -> Turns:
         if reserved or any(taken[site] >= slots.get(site, 1) for site in each.sites):
             waiting.append(each)
             continue
-        start.append(each.name)
+        start.append(each)
         taken.update(each.sites)
         passed.update(earlier.name for earlier in waiting if earlier.sites & each.sites)
+    needed = {site for each in start for site in each.sites}
     stop = []
     for each in entries:
         if each.runs and each.gives_way:
-            if start and any(taken[site] >= slots.get(site, 1) for site in each.sites):
+            if any(taken[site] >= slots.get(site, 1) for site in each.sites & needed):
                 stop.append(each.name)
             else:
                 taken.update(each.sites)
-    return Turns(tuple(start), tuple(stop), dict(passed))
+    return Turns(tuple(each.name for each in start), tuple(stop), dict(passed))

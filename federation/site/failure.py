@@ -83,8 +83,9 @@ def folders(params: Any) -> list[Path]:
         return [folder for each in params for folder in folders(each)]
     if not isinstance(params, str | os.PathLike) or not str(params) or len(str(params)) > 4096:
         return []
-    path = Path(params).expanduser().absolute()
-    return [each for each in (path, path.parent) if each.is_dir() and each not in (Path.cwd(), Path("/"))][:1]
+    path = Path(os.path.expanduser(params)).absolute()
+    folder = path.parent if path.is_file() else path
+    return [folder] if folder.is_dir() and folder != Path("/") else []
 
 
 def _names(private: Iterable[Path]) -> Iterator[str]:

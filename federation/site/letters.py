@@ -37,7 +37,7 @@ def oddities(name: str, content: bytes) -> list[str]:
     "toy/a.py:2: the name 'l\\\\u0430st' is not ASCII: CYRILLIC SMALL LETTER A"
     """
     text = content.decode("utf-8", errors="backslashreplace").replace("\r\n", "\n").replace("\r", "\n")
-    names = _odd_names(text) if name.endswith(".py") else {}
+    names = _odd_names(text.removeprefix("\ufeff")) if name.endswith(".py") else {}
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         found += [f"{name}:{number}: {what}" for what in [*_of_line(line, first=number == 1), *names.get(number, [])]]
@@ -60,7 +60,7 @@ def _of_line(line: str, first: bool) -> Iterator[str]:
     for word in _WORD.findall(line) if not line.isascii() else ():
         alphabets = {each for letter in word if (each := _alphabet(letter)) in _SIMILAR}
         if len(alphabets) > 1:
-            yield f"the word {word.encode('unicode_escape').decode()!r} mixes {' and '.join(sorted(alphabets))} letters"
+            yield f"the word '{word.encode('unicode_escape').decode()}' mixes {' and '.join(sorted(alphabets))} letters"
 
 
 def _odd_names(text: str) -> dict[int, list[str]]:

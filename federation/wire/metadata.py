@@ -12,7 +12,7 @@ IN_HAND = "in-hand-bin"
 """Metadata of WaitExperiment without `INSTEAD_OF`: a JSON list of the names of all experiments that the envoy has,
 those that wait for its owner among them; the answer is to be another one."""
 SLOTS = "envoy-slots"
-"""Metadata of UpdateShardInfo: how many experiments the site runs at a time."""
+"""Metadata of an envoy's calls: how many experiments the site runs at a time, where that is not one."""
 EXPERIMENTER = "experimenter-bin"
 """Metadata that the director sends before an experiment's archive: who has submitted it."""
 AGGREGATOR = "aggregator"

@@ -7,7 +7,6 @@ import shutil
 import stat
 import subprocess
 import time
-import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from processes import HOUSE, PYTHON, TOYS, ToyFederation
+from submissions import SMALL, zipped
 
 from federation.errors import ExperimentFailed
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Metric
@@ -23,7 +23,8 @@ from federation.wire import archives
 
 MARKER = """
 import os, pathlib
-pathlib.Path(os.environ["TMPDIR"], "imported-at-" + os.environ["TOY_SITE"]).touch()
+if "TOY_SITE" in os.environ:  # not in the notebook
+    pathlib.Path(os.environ["TMPDIR"], "imported-at-" + os.environ["TOY_SITE"]).touch()
 """
 
 
@@ -89,10 +90,8 @@ def owners(tmp_path: Path):
 
 
 def craft(path: Path, name: str, content: bytes) -> Path:
-    """An archive with one file beside the plan."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(archives.PLAN, "")
-        archive.writestr(name, content)
+    """An archive with one file beside those of an experiment."""
+    path.write_bytes(zipped(SMALL | {name: content}))
     return path
 
 
@@ -114,14 +113,23 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
     experiment, metrics = owners.submit("first", alone)
     wait_for_status(experiment, "in_progress, waiting for approval at site1")
     shipped = archives.read(tmp_path / "state" / "first" / "experiment.zip")
-    assert shipped.keys() == {archives.PLAN, *archives.PICKLES, "toy/__init__.py", "toy/experiment.py"}
+    assert shipped.keys() == {archives.DESCRIPTION, "toy/__init__.py", "toy/experiment.py"}
     time.sleep(2.5)
     assert experiment.status() == "in_progress, waiting for approval at site1"
     first = owners.waiting("site1")
     assert f"site site1 waits for its owner to approve the code (digest {first})" in caplog.text
     assert re.search(rf"goes on without site site2: [^$]*\n  \S.*federation\.review approve {first} ", caplog.text)
+    with pytest.raises(subprocess.CalledProcessError) as unread:
+        owners.run("site1", "approve", first)
+    assert "has not been shown yet" in unread.value.stderr
     shown = owners.run("site1", "show", first)
-    for part in ("STEP = 1.0", "rounds_to_train: 2", "imports toy.experiment.VectorModel", "imported-at-"):
+    for part in (
+        "STEP = 1.0",
+        '"rounds": 1,',
+        '"entry_point": "toy.experiment:experiment"',
+        "imported-at-",
+        "by experimen",
+    ):
         assert part in shown
     assert "WARNING" not in shown
     assert owners.imported() == set()
@@ -131,6 +139,7 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
 
     # What is approved runs at once at both, although it is another submission.
     assert re.search(rf"^{first} .* first +none; refused$", owners.run("site2", "list"), flags=re.MULTILINE)
+    owners.run("site2", "show", first)
     owners.run("site2", "approve", first)
     experiment, metrics = owners.submit("again")
     metrics.result(60)
@@ -157,6 +166,7 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
     experiment, metrics = owners.submit("swapped", alone)
     wait_for_status(experiment, "in_progress, waiting for approval at site1")
     craft(tmp_path / "state" / "swapped" / "experiment.zip", "requirements.txt", b"left-pad")
+    owners.run("site1", "show", owners.waiting("site1"))
     owners.run("site1", "approve", owners.waiting("site1"))
     with pytest.raises(ExperimentFailed, match=r"site site1 failed:\s.*'requirements\.txt'"):
         metrics.result(60)
@@ -177,7 +187,14 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
 
     # What left the site, on its own disk, for its owner's eyes.
     path = owners.folder / "site1.audit.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    calls = {line["call"] for line in written if line["kind"] == "message"}
+    assert calls == {
+        "UpdateShardInfo", "UpdateEnvoyStatus", "WaitExperiment", "GetExperimentData", "SetExperimentFailed",
+        "GetTasks", "Round", "Received", "Update", "SendLocalTaskResults",
+    }  # fmt: skip
+    assert all(re.fullmatch("[0-9a-f]{64}", line["sha256"]) for line in written if line["kind"] == "message")
+    lines = [line for line in written if line["kind"] != "message"]
     assert [line["kind"] for line in lines[:3]] == ["registration", "results", "tensors"]
     trained = next(line for line in lines if line.get("task") == "train")
     expected = {
@@ -193,6 +210,6 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
     assert "failure" in owners.run("site2", "audit", "--last", "5")
     readme = (HOUSE / "README.md").read_text(encoding="utf-8")
     assert owners.ran == set(re.findall(r"python -m federation\.review (\w+)", readme))
-    kept = [*(owners.folder / "site1.review").iterdir(), path]
+    kept = [*(owners.folder / "site1.review").iterdir(), path, path.with_name(f".{path.name}.lock")]
     assert {stat.S_IMODE(each.stat().st_mode) for each in kept} == {0o600}
     assert stat.S_IMODE((owners.folder / "site1.review").stat().st_mode) == 0o700
