@@ -17,7 +17,7 @@ import yaml
 from federation.errors import SettingsError
 from federation.wire.names import site_name_problem
 
-RESERVED_NAMES = ("aggregator", "pooled")
+RESERVED_NAMES = ("aggregator", "pooled", "round")
 """Names under which results are recorded that belong to no site."""
 MOST_SLOTS = 64
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")

@@ -2,7 +2,6 @@
 
 Mends, with the engine's file and line:
 
-- component/director/experiment.py:347: the next experiment is polled for every 10 s. Here it is an event.
 - component/director/experiment.py:218: an experiment without sites is over at once, with the initial model. Here it is
   refused.
 - component/director/director.py:295: reading a metric removes it, so a second reader sees a rest. Here every
@@ -21,8 +20,10 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -35,7 +36,8 @@ from federation.director import commands
 from federation.director.edge import SITES
 from federation.director.presence import Presence
 from federation.director.queueing import Queue
-from federation.director.running import RunningExperiment
+from federation.director.registry import ExperimentsRegistry
+from federation.director.running import House, RunningExperiment
 from federation.director.state import ExperimentState, Submitted, Unreadable, folder_of, found
 from federation.director.who import Who
 from federation.errors import (
@@ -56,26 +58,8 @@ from rules.registry import build
 
 logger = logging.getLogger(__name__)
 
-
-class ExperimentsRegistry(dict[str, RunningExperiment]):
-    """Experiments by name, in the order of their submission (the engine's interface, without its polling)."""
-
-    def add(self, experiment: RunningExperiment) -> None:
-        """Take an experiment."""
-        self[experiment.name] = experiment
-
-    def remove(self, name: str) -> None:
-        """Forget an experiment."""
-        self.pop(name, None)
-
-    def get_user_experiments(self, user: str) -> list[RunningExperiment]:
-        """Experiments that this user submitted."""
-        return [experiment for experiment in self.values() if user in experiment.users]
-
-    def aggregator_of(self, federation_uuid: str) -> Any:
-        """The aggregator with this federation id, or None."""
-        aggregators = (experiment.aggregator for experiment in self.values() if experiment.aggregator)
-        return next((each for each in aggregators if each.federation_uuid == federation_uuid), None)
+FILE_THREADS = 4
+"""Threads that wait for the disk, or make a round's model."""
 
 
 class Director(EngineDirector):  # type: ignore[misc]
@@ -85,9 +69,15 @@ class Director(EngineDirector):  # type: ignore[misc]
         super().__init__(**settings)
         self.experiments_registry = ExperimentsRegistry()
         self.col_exp: dict[str, str | None] = defaultdict(lambda: None)
-        self.presence = Presence(2 * self.envoy_health_check_period, self._wake)
+        self.presence = Presence(2 * self.envoy_health_check_period, lambda site: self._ring((site,)))
+        self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
+        self.house = House(
+            run=partial(asyncio.get_running_loop().run_in_executor, self._files),
+            heard=self.presence.see,
+            changed=self._ring,
+        )
         self._state_root = state_root
-        self._changed = asyncio.Event()
+        self._bells: dict[str, asyncio.Event] = {}
         self.queue = Queue(self.experiments_registry)
         self._leaving = False
         files.ensure_folder(state_root)
@@ -111,7 +101,7 @@ class Director(EngineDirector):  # type: ignore[misc]
                 logger.error("experiment %s: %s", about["experiment"], repeats, extra=about)
             done = state.progress().next_round
             logger.info("experiment %s: goes on with round %d", about["experiment"], done, extra=about)
-        experiment = RunningExperiment(state, self._wake)
+        experiment = RunningExperiment(state, self.house)
         if experiment.status == Status.IN_PROGRESS:
             experiment.prepare()  # before the first trainer that lives on asks for it
         self.experiments_registry.add(experiment)
@@ -156,6 +146,14 @@ class Director(EngineDirector):  # type: ignore[misc]
             registered[:] = cuda_devices_status
         return int(self.envoy_health_check_period)
 
+    def get_envoys(self) -> list[dict[str, Any]]:
+        """Every envoy that has registered, and whether it is there; no clock that somebody sets has a say in that."""
+        for site, entry in self._shard_registry.items():
+            silent = time.monotonic() - self.presence.last_heard(site)
+            entry["is_online"] = silent < 2 * self.envoy_health_check_period
+            entry["experiment_name"] = self.col_exp[site]
+        return list(self._shard_registry.values())
+
     def get_experiments_list(self, caller: str) -> list[dict[str, Any]]:
         """Name, status and number of sites of each of the caller's experiments."""
         mine = self.experiments_registry.get_user_experiments(caller)
@@ -176,7 +174,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         """Note that an envoy has called, and count on it again; False where another process has its name."""
         if not self.presence.hear(site, process):
             return False
-        for experiment in self.experiments_registry.values():
+        for experiment in self.experiments_registry.live():
             experiment.welcome(site)
         return True
 
@@ -220,7 +218,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         )
         try:
             state = ExperimentState.create(self._state_root, experiment_archive_path, initial_model, about)
-            experiment = RunningExperiment(state, self._wake)
+            experiment = RunningExperiment(state, self.house)
         except OSError as error:
             raise SubmissionRefused(disk_problem(experiment_name, error)) from error
         self.experiments_registry.add(experiment)
@@ -289,7 +287,7 @@ class Director(EngineDirector):  # type: ignore[misc]
                 if self.queue.is_over(instead_of, envoy_name, work) if instead_of else work:
                     self.col_exp[envoy_name] = work or None
                     return work
-                await self._changed.wait()
+                await self._bells.setdefault(envoy_name, asyncio.Event()).wait()
         finally:  # the owner has decided, or the envoy is gone: it says so when it is told of the experiment again
             if held and instead_of and awaiting and held.await_approval(envoy_name, None):
                 self.queue.changed.set()
@@ -300,11 +298,15 @@ class Director(EngineDirector):  # type: ignore[misc]
         self._leaving = True
         for experiment in self.experiments_registry.values():
             experiment.leave()
-        self._wake()
+        self._ring(tuple(self._bells))
+        self._files.shutdown(wait=False)
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _ring(self, sites: Iterable[str]) -> None:
+        """Have the questions of these sites looked at again: there may be something else to do."""
+        for site in sites:
+            if bell := self._bells.pop(site, None):
+                bell.set()
+        self.queue.changed.set()
 
     async def stream_metrics(self, experiment_name: str, caller: str) -> AsyncIterator[dict[str, Any]]:
         """Every metric from the first on, then new ones as they come.

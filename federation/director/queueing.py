@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
+from federation.director.registry import ExperimentsRegistry
 from federation.director.running import RunningExperiment
 from federation.director.state import IN_PROGRESS, PENDING
 from federation.director.turns import Entry, turns
@@ -15,7 +16,7 @@ class Queue:
     `changed` is set when it may be another one's turn.
     """
 
-    def __init__(self, experiments: Mapping[str, RunningExperiment]) -> None:
+    def __init__(self, experiments: ExperimentsRegistry) -> None:
         self._experiments = experiments
         self._slots: dict[str, int] = {}
         self._passed: Counter[str] = Counter()
@@ -69,7 +70,7 @@ class Queue:
         return f"{PENDING}, {len(before)} before it"
 
     def _waiting(self) -> list[RunningExperiment]:
-        return [each for each in self._experiments.values() if not each.over]
+        return self._experiments.live()
 
     def _entry(self, experiment: RunningExperiment) -> Entry:
         runs = experiment.status == IN_PROGRESS

@@ -30,15 +30,15 @@ class Reply(Enum):
 
     TAKEN = "taken"
     REPEATED = "repeated"  # it was taken before: the first one stands
-    LATE = "late"  # its round goes on without it
+    LATE = "late"  # it is not this round's turn, or the round goes on without this site
 
 
 class NotAsked(ValueError):
     """An answer to what nobody has asked of this site."""
 
 
-def everyone(round_number: int, present: Collection[str]) -> Collection[str]:
-    """Whom a round asks: all who are there."""
+def asked(round_number: int, present: Collection[str]) -> Collection[str]:
+    """Whom a round asks: all who are there. Asked again, after a restart, the same round asks the same."""
     return present
 
 
@@ -58,7 +58,7 @@ class Terms:
     tasks: Callable[[int], tuple[str, ...]]
     crux: Callable[[int], str]
     seconds: float | None = None
-    asked: Callable[[int, Collection[str]], Collection[str]] = everyone
+    asked: Callable[[int, Collection[str]], Collection[str]] = asked
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,14 @@ class RoundBook:
         """
         if site not in self.terms.sites:
             raise NotAsked(f"site {site:.100} has no part in this experiment")
-        if not 0 <= round_number <= min(self.number, self.terms.last):
-            raise NotAsked(f"round {round_number + 1} has not begun")
+        if not 0 <= round_number <= self.terms.last:
+            raise NotAsked(f"there is no round {round_number + 1}")
         if task not in self.terms.tasks(round_number):
             raise NotAsked(
                 f"task {task[:100]!r} is none of this round's; assigned: {', '.join(self.terms.tasks(round_number))}"
             )
-        if round_number < self.number or self.over or site in self.out:
+        if round_number != self.number or self.over or site in self.out or site not in self.asked:
             return Reply.LATE
-        if site not in self.asked:
-            raise NotAsked(f"site {site} was not asked in round {round_number + 1}")
         if task in self._answers[site]:
             return Reply.REPEATED
         return Reply.TAKEN if self.phase is Phase.OPEN else Reply.LATE

@@ -9,28 +9,23 @@ Mends, with the engine's file and line:
 
 import asyncio
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
-from openfl.component import CutoffTimeBasedStragglerHandling
-from openfl.component.assigner.custom_assigner import Assigner
-from openfl.component.assigner.tasks import TrainTask, ValidateTask
 from openfl.component.director.experiment import Experiment as EngineExperiment
 from openfl.component.director.experiment import Status
-from openfl.interface.aggregation_functions import Median, WeightedAverage
 
-from federation.director.aggregator import RoundAggregator
+from federation.director.batches import Batches
+from federation.director.conductor import Conductor
 from federation.director.state import ExperimentState
-from federation.errors import (
-    disk_problem,
-)
-from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, RoundSchedule
+from federation.director.uploads import AT_A_TIME, IDLE_SECONDS
+from federation.errors import disk_problem
 from federation.wire import archives
-from federation.wire.metadata import AGGREGATOR, SHORT
+from federation.wire.metadata import SHORT
 
 logger = logging.getLogger(__name__)
 
@@ -38,31 +33,69 @@ FAREWELL_SECONDS = 60.0
 """How long an experiment that is over still answers its sites' trainers."""
 
 
+@dataclass
+class House:
+    """What all experiments of a director share.
+
+    run: calls a function in a thread, where it may wait for the disk. uploads: how many go on at a time. heard: told
+    which site was heard of. changed: told which sites may have something else to do now; nothing of a metric.
+    """
+
+    run: Callable[..., Awaitable[Any]] = asyncio.to_thread
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    heard: Callable[[str], None] = lambda site: None
+    changed: Callable[[Iterable[str]], None] = lambda sites: None
+    idle_seconds: float = IDLE_SECONDS
+
+
 class MetricLog:
-    """Takes the place of the aggregator's queue: metrics go to disk, where their readers find them."""
+    """Puts metrics on disk, where their readers find them: many at a time, and in order."""
 
     def __init__(
-        self, state: ExperimentState, notify: Callable[[], None], cannot_keep: Callable[[str, OSError], None]
+        self,
+        house: House,
+        state: ExperimentState,
+        notify: Callable[[], None],
+        cannot_keep: Callable[[str, OSError], None],
     ) -> None:
-        self._state = state
-        self._notify = notify
-        self._cannot_keep = cannot_keep
-        self._lock = threading.Lock()  # sites report at the same time, and a line is whole
+        self._state, self._cannot_keep = state, cannot_keep
+        self._lock = threading.Lock()
+        self._waiting: list[dict[str, Any]] = []
+        self._batches = Batches(house.run, lambda _: self.flush(), self._failed, notify)
 
-    def put(self, metric: dict[str, Any]) -> None:
-        """Append one metric, and wake the readers."""
+    def put(self, metrics: Sequence[dict[str, Any]]) -> None:
+        """Append metrics, and wake the readers when they are on disk."""
+        self._waiting += metrics
+        self._batches.put(len(metrics))
+
+    async def kept(self) -> None:
+        """Return when all metrics are on disk."""
+        await self._batches.finished()
+
+    def flush(self) -> None:
+        """Put on disk what is not there yet; callable from any thread.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
         with self._lock:
-            try:
-                self._state.add_metric(metric)
-            except OSError as error:
-                self._cannot_keep("a metric", error)
-        self._notify()
+            metrics, self._waiting = self._waiting, []
+            if metrics:
+                self._state.add_metrics(metrics)
+
+    def drop(self) -> None:
+        """Forget what is not on disk yet."""
+        with self._lock:
+            self._waiting = []
+
+    def _failed(self, error: Exception) -> None:
+        self._cannot_keep("a metric", error if isinstance(error, OSError) else OSError(str(error)))
 
 
 class RunningExperiment(EngineExperiment):  # type: ignore[misc]
     """One submitted experiment from its archive to its best model."""
 
-    def __init__(self, state: ExperimentState, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, state: ExperimentState, house: House | None = None) -> None:
         about, progress = state.about(), state.progress()
         super().__init__(
             name=about.name,
@@ -75,11 +108,11 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         self.state = state
         self.status = progress.status
         self.failure = progress.failure
+        self.house = house or House()
+        self.conductor: Conductor | None = None
+        self._metrics: MetricLog | None = None
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._on_change = on_change
-        self.metrics = MetricLog(state, self.notify, self._cannot_keep)
-        self.gone: set[str] = set()
         self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
         self._refused: dict[str, str] = {}
         self.begun = 0  # how often the running round was begun: what it told before is told again
@@ -94,13 +127,14 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         return self.status in (Status.FINISHED, Status.FAILED, Status.REJECTED)
 
     def notify(self) -> None:
-        """Wake everyone who waits for news; callable from any thread."""
-        self._loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
+        """Wake those who follow this experiment."""
         self._changed.set()
         self._changed = asyncio.Event()
-        self._on_change()
+
+    def _stands_otherwise(self) -> None:
+        """Wake those who follow this experiment, and its sites: they may have something else to do."""
+        self.notify()
+        self.house.changed(self.collaborators)
 
     async def news(self) -> None:
         """Return when something has changed: a metric, a round, the end."""
@@ -110,14 +144,18 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         """End the experiment with a reason that its readers are given; the first reason stands."""
         if not self.over:
             self._ends(Status.FAILED, reason)
-            if self.aggregator:
-                self.aggregator.stop()
-            self.notify()
+            if self.conductor:
+                self.conductor.end(reason)
+            self._stands_otherwise()
 
     def _ends(self, status: str, failure: str | None = None) -> None:
         """Put the end on disk, then let the readers know of it."""
         self.failure, self._end = failure, status
-        self.state.forget_updates()
+        with suppress(OSError):  # of an upload that is being written there is something left, until the next start
+            self.state.forget_updates()
+        with suppress(OSError):
+            if self._metrics:
+                self._metrics.flush()
         self.keep_end()
         self.status = status
 
@@ -136,14 +174,14 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
                 f"the director was stopped in the middle of {self.name}, which goes on when it is started again"
             )
             self.status, self.left = Status.FAILED, True
-            if self.aggregator:
-                self.aggregator.release()
+            if self.conductor:
+                self.conductor.release()
             self.notify()
 
     def prepare(self) -> None:
-        """Make the aggregator as described, at the round that comes next; `failure` tells when that fails."""
+        """Begin to conduct, as described, at the round that comes next; `failure` tells when that cannot be."""
         try:
-            self.aggregator = self._build_aggregator()
+            self.conductor = self._conducted()
         except Exception as error:
             logger.exception("experiment %s: it cannot be run", self.name, extra={"experiment": self.name})
             self.fail(f"the director cannot run {self.name}: {type(error).__name__}: {error}")
@@ -151,16 +189,8 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
     @property
     def gives_way(self) -> bool:
         """Whether it runs, and does nothing but wait for an owner without whom its first round cannot close."""
-        if self.status != Status.IN_PROGRESS or not self.aggregator or not self.awaiting:
-            return False
-        others = [site for site in self.aggregator.authorized_cols if site not in self.awaiting]
-        in_time = len(others) >= self.aggregator.minimum_sites and self._round_ends_by_itself
-        return self.aggregator.round_number == 0 and not in_time
-
-    @property
-    def _round_ends_by_itself(self) -> bool:
-        policy = self.aggregator.straggler_handling_policy
-        return bool(math.isfinite(getattr(policy, "straggler_cutoff_time", math.inf)))
+        runs = self.status == Status.IN_PROGRESS and self.conductor is not None
+        return bool(runs and self.conductor and self.conductor.waits_only_for(self.awaiting))
 
     def give_way(self) -> None:
         """Leave the sites to others until the owners have decided; the first round is begun anew then."""
@@ -168,22 +198,24 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             "experiment %s: leaves its sites to others while it waits for approval at %s",
             self.name, ", ".join(sorted(self.awaiting)), extra={"experiment": self.name},
         )  # fmt: skip
-        left, self.aggregator = self.aggregator, None
-        left.on_round = left.on_change = lambda: None
-        left.on_failure = lambda reason: None
-        left.stop()
         self.status, self.started = Status.PENDING, False
         self.begun += 1
+        left, self.conductor = self.conductor, None
+        if left:
+            left.abandon()
+        if self._metrics:
+            self._metrics.drop()
         with suppress(OSError):  # after a restart it would start, and give way again
             self.state.drop_round()
             self.state.end(Status.PENDING)
-        self.notify()
+        self._stands_otherwise()
 
-    def site_failed(self, site: str, reason: str) -> None:
+    def site_failed(self, site: str, reason: str, for_good: bool = True) -> None:
         """Go on without a site where the experiment's policy allows it; otherwise fail."""
         self.awaiting.pop(site, None)
-        if self.aggregator:
-            self.aggregator.leave_out(site, reason)
+        if self.conductor:
+            self.conductor.leave_out(site, reason, for_good)
+            self.house.changed((site,))
             self.notify()
         elif self.status == Status.PENDING:
             self._refused[site] = reason  # it has given way to others; the policy has its say when it is back
@@ -224,12 +256,13 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             return
         self.status = Status.IN_PROGRESS
         started = time.monotonic()
-        if self.aggregator is None:
+        if self.conductor is None:
             self.prepare()
-        for site, reason in self._refused.items() if self.aggregator else ():
-            self.aggregator.leave_out(site, reason)
-        self.notify()
-        while self.status == Status.IN_PROGRESS and not (self.aggregator and self.aggregator.finished):
+        for site, reason in self._refused.items():
+            if self.conductor:
+                self.conductor.leave_out(site, reason, for_good=True)
+        self._stands_otherwise()
+        while self.status == Status.IN_PROGRESS and not (self.conductor and self.conductor.finished):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.news(), timeout=1)
             self._leave_out_the_gone(last_heard)
@@ -239,89 +272,50 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             self._ends(Status.FINISHED)
         logger.info("experiment %s: %s after %.1f s", self.name, self.status, time.monotonic() - started)
         self._loop.call_later(FAREWELL_SECONDS, self._give_back)
-        self.notify()
+        self._stands_otherwise()
 
     def _give_back(self) -> None:
         """Keep no more in memory of an experiment that is over than what `list` tells."""
-        self.aggregator = None
+        self.conductor = self._metrics = None
         self.awaiting.clear()
 
     def wants(self, site: str) -> bool:
         """Whether there is work for this site now, or will be once it is heard of again."""
-        sites = self.aggregator.authorized_cols if self.aggregator else self.collaborators
-        return bool(self.status == Status.IN_PROGRESS and (site in sites or site in self.gone))
+        if self.status != Status.IN_PROGRESS:
+            return False
+        return self.conductor.needs(site) if self.conductor else site in self.collaborators
 
     def welcome(self, site: str) -> None:
         """Count again on a site that was gone; one that failed stays out."""
-        if self.status == Status.IN_PROGRESS and self.aggregator and site in self.gone:
-            self.gone.remove(site)
-            self.aggregator.readmit(site)
+        if self.status == Status.IN_PROGRESS and self.conductor and site in self.conductor.sites:
+            self.conductor.heard(site)
 
     def _leave_out_the_gone(self, last_heard: Callable[[str], float]) -> None:
-        for site in tuple(self.aggregator.authorized_cols) if self.aggregator else ():
+        if not self.conductor or self.over:
+            return
+        for site in self.conductor.book.present:
             silent = time.monotonic() - last_heard(site)  # a laptop that slept has not missed anybody
-            if silent > self.aggregator.gone_seconds:
-                self.gone.add(site)
-                self.site_failed(site, f"site {site} is gone: the director has not heard of it for {silent:.0f} s")
+            if silent > self.conductor.gone_seconds and not self.over:
+                reason = f"site {site} is gone: the director has not heard of it for {silent:.0f} s"
+                self.site_failed(site, reason, for_good=False)
 
-    def _build_aggregator(self) -> Any:
-        """The aggregator that the experiment's description asks for, ready for its collaborators."""
-        description = archives.describe(archives.read(self.archive_path))
-        rules = {"mean": WeightedAverage, "median": Median}
-        if description.rule not in [{"name": name} for name in rules]:
-            raise ValueError(f"rule: {dict(description.rule)}; allowed: {', '.join(rules)}, without numbers")
-        policy, sites, rounds = description.policy, list(self.collaborators), description.rounds + 1
-        tasks = {
-            TRAIN: TrainTask(name=TRAIN, function_name=""),
-            VALIDATE_LOCAL: ValidateTask(name=VALIDATE_LOCAL, function_name="", apply_local=True),
-            VALIDATE_AGGREGATED: ValidateTask(name=VALIDATE_AGGREGATED, function_name=""),
-        }
-        aggregator = RoundAggregator(
-            aggregator_uuid=AGGREGATOR,
-            federation_uuid=description.id,
-            authorized_cols=sites,
-            init_state_path="",
-            best_state_path="",
-            last_state_path="",
-            initial_tensor_dict={},  # the model stays on disk
-            rounds_to_train=rounds,
-            assigner=Assigner(
-                assigner_function=RoundSchedule(description.rounds, tasks),
-                aggregation_functions_by_task={TRAIN: rules[description.rule_name]()},
-                authorized_cols=sites,
-                rounds_to_train=rounds,
-            ),
-            straggler_handling_policy=CutoffTimeBasedStragglerHandling(
-                straggler_cutoff_time=policy.round_seconds or math.inf, minimum_reporting=policy.minimum_sites
-            ),
-            best_metric=description.best_metric,
-            best_direction=description.best_direction,
-            minimum_sites=policy.minimum_sites or len(sites),
-            gone_seconds=policy.gone_seconds,
+    def _conducted(self) -> Conductor:
+        """The conductor of the rounds that the experiment's description asks for."""
+        metrics = self._metrics = MetricLog(self.house, self.state, self.notify, self._cannot_keep)
+        return Conductor(
+            self.name,
+            archives.describe(archives.read(self.archive_path)),
+            self.collaborators,
+            self.state,
+            tell=metrics.put,
+            told=metrics.kept,
+            run=self.house.run,
+            uploads=self.house.uploads,
+            on_heard=self.house.heard,
+            on_change=self.notify,
+            on_failure=self.fail,
+            idle_seconds=self.house.idle_seconds,
         )
-        aggregator.open(self.state.folder, self.state.progress())
-        aggregator.experiment = self.name
-        aggregator.metric_queue = self.metrics
-        aggregator.on_round = self._save_round
-        aggregator.on_change = self.notify
-        aggregator.on_failure = self.fail
-        return aggregator
-
-    def _save_round(self) -> None:
-        """Put the finished round on disk; called by the aggregator before it hands out the next one."""
-        aggregator = self.aggregator
-        try:
-            self.state.save_round(
-                next_round=aggregator.round_number,
-                last_round=aggregator.last_round,
-                best_round=aggregator.best_round,
-                best_score=aggregator.best_model_score,
-            )
-        except OSError as error:
-            self._cannot_keep(f"round {aggregator.round_number}", error)
-        except Exception as error:
-            logger.exception("experiment %s: round %d cannot be kept", self.name, aggregator.round_number)
-            self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error!r}")
 
     def _cannot_keep(self, what: str, error: OSError) -> None:
         """End the experiment: what is not on disk would be lost with the director, and nobody would know."""

@@ -14,7 +14,6 @@ import logging
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,12 @@ from federation.director.access import Access, certificate_name, guards
 from federation.director.commands import Door
 from federation.director.director import Director
 from federation.director.edge import DESCRIPTION_CHARACTERS, SITES, Edge, shard_problem
+from federation.director.limits import raise_file_limit
 from federation.director.lock import DIRECTOR, locked
+from federation.director.models import ModelServer
 from federation.director.router import AggregatorRouter
 from federation.director.state import clear_leftovers
+from federation.director.uploads import AT_A_TIME
 from federation.errors import (
     DirectorLeaves,
     FederationError,
@@ -54,34 +56,23 @@ from federation.wire.metadata import (
 )
 from federation.wire.models import ModelFile
 from federation.wire.names import NAME_CHARACTERS
-from federation.wire.transfer import ModelServer
 
 logger = logging.getLogger(__name__)
 
-COLLABORATOR_THREADS = 64
-"""Collaborators that may wait for work or send results at the same time."""
-
 
 class DirectorServer(EngineServer):  # type: ignore[misc]
-    """The engine's server with errors that reach the notebook and the aggregators on the same port."""
+    """The engine's server with errors that reach the notebook, and all experiments' rounds on the same port."""
 
     guards: tuple[Access, ...] = ()
 
     async def _run_server(self) -> None:
-        pool = ThreadPoolExecutor(COLLABORATOR_THREADS, thread_name_prefix="collaborator")
-        interceptors = (Edge(pool), *self.guards)
-        self.server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        self.server = grpc.aio.server(interceptors=(Edge(), *self.guards), options=SERVER_OPTIONS)
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
-        router = AggregatorRouter(
-            self.director.experiments_registry.aggregator_of, self.tls, self.director.presence.see
-        )
+        conductor_of = self.director.experiments_registry.conductor_of
+        router = AggregatorRouter(conductor_of, certificate_name)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
-        models = ModelServer(
-            self.director.experiments_registry.aggregator_of,
-            self._trained,
-            certificate_name,
-            self.director.presence.see,
-        )
+        downloads = asyncio.Semaphore(AT_A_TIME)
+        models = ModelServer(conductor_of, self._trained, certificate_name, self.director.house.run, downloads)
         models.add_to(self.server)
         try:
             port = self._bind()
@@ -301,6 +292,7 @@ def _taken(site: str) -> str:
 
 async def serve(settings: DirectorSettings) -> None:
     """Run a director until it is cancelled."""
+    raise_file_limit()
     with tempfile.TemporaryDirectory(prefix="director-") as folder, _locked(settings, Path(folder, "state")) as root:
         server = DirectorServer(
             director_cls=Director,

@@ -18,18 +18,15 @@ import json
 import math
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-
 from federation.wire import files
-from federation.wire.models import ModelFile, Packed, Piece, best_path, round_path, updates_folder
+from federation.wire.models import ModelFile, best_path, round_path, rule_path, updates_folder
 
 VERSION = 2
 """Of the files in a folder. Version 1 told none; it is read, and written as version 2 when the experiment goes on."""
@@ -41,8 +38,6 @@ STATUSES = (PENDING, IN_PROGRESS, *OVER)
 
 READ_BYTES = 2**20
 """Of metrics, in one go."""
-
-_TYPES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint64": "U64", "int32": "I32", "uint8": "U8"}
 
 
 class Unreadable(ValueError):
@@ -116,17 +111,6 @@ class Progress:
     def over(self) -> bool:
         """Whether nothing more will come."""
         return self.status in OVER
-
-
-@dataclass(frozen=True)
-class RuleState:
-    """What an aggregation rule remembers from round to round: arrays and numbers by name."""
-
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    numbers: Mapping[str, float] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.arrays or self.numbers)
 
 
 class ExperimentState:
@@ -230,7 +214,7 @@ class ExperimentState:
         last_round: int,
         best_round: int | None,
         best_score: float | None,
-        rule: RuleState | None = None,
+        rule: bool = False,
     ) -> None:
         """Put a finished round on disk; its model, `round_path(folder, last_round)`, has been written by then.
 
@@ -241,7 +225,8 @@ class ExperimentState:
             next_round: the engine round that comes next.
             last_round: rounds of training that the newest model has had.
             best_round, best_score: of the best model so far; its round is an earlier one that is kept.
-            rule: what the rule remembers with the newest model, if that is a new one.
+            rule: whether the rule has left something with the newest model, if that is a new one, in
+                `rule_path(folder, last_round)`.
 
         Raises:
             OSError: the disk does not take it; the round before is as it was.
@@ -254,9 +239,8 @@ class ExperimentState:
             if last_round != now.last_round:
                 files.sync(round_path(self.folder, last_round))
                 if rule:
-                    _write_rule(self._rule_path(last_round), rule)
-                    files.sync(self._rule_path(last_round))
-                told = replace(told, last_round=last_round, rule=bool(rule), before=replace(now, before=None))
+                    files.sync(rule_path(self.folder, last_round))
+                told = replace(told, last_round=last_round, rule=rule, before=replace(now, before=None))
             told = replace(told, metrics=self._metrics.stat().st_size)
             files.sync(self._metrics)
             files.sync_folder(self.folder)
@@ -307,18 +291,23 @@ class ExperimentState:
         best_round = self.progress().best_round
         return None if best_round is None else ModelFile(best_path(self.folder, best_round))
 
-    def rule_state(self) -> RuleState:
-        """What the rule remembers with the newest model; nothing where it never left anything."""
-        progress = self.progress()
-        return _read_rule(self._rule_path(progress.last_round)) if progress.rule else RuleState()
-
-    def add_metric(self, metric: Mapping[str, Any]) -> None:
-        """Append one metric: the whole line, or nothing. It is synced with its round.
+    def rule_file(self) -> ModelFile | None:
+        """What the rule has left with the newest model; None where it has left nothing.
 
         Raises:
-            OSError: the disk does not take it.
+            ValueError: the file is damaged.
+            OSError: it is not there.
         """
-        files.append(self._metrics, _line(metric))
+        progress = self.progress()
+        return ModelFile(rule_path(self.folder, progress.last_round)) if progress.rule else None
+
+    def add_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
+        """Append metrics: all of the lines, or none. They are synced with their round.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        files.append(self._metrics, b"".join(map(_line, metrics)))
 
     def metrics(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Some of the metrics from a place in their file on (0: the first), and where the next ones are.
@@ -401,10 +390,7 @@ class ExperimentState:
     def _problem(self, progress: Progress) -> str | None:
         for path in self._named(progress):
             try:
-                if path == self._rule_path(progress.last_round):
-                    _read_rule(path)
-                else:
-                    ModelFile(path)
+                ModelFile(path)
             except (OSError, ValueError) as error:
                 return f"{path.name}: {error}"
         return None
@@ -412,7 +398,7 @@ class ExperimentState:
     def _named(self, progress: Progress) -> list[Path]:
         """The files that belong to a progress."""
         best = [] if progress.best_round is None else [best_path(self.folder, progress.best_round)]
-        rule = [self._rule_path(progress.last_round)] if progress.rule else []
+        rule = [rule_path(self.folder, progress.last_round)] if progress.rule else []
         return [round_path(self.folder, progress.last_round), *best, *rule]
 
     def _forget(self, progress: Progress) -> None:
@@ -421,9 +407,6 @@ class ExperimentState:
         for path in self.folder.glob("*.safetensors"):
             if path not in named:
                 files.remove(path)
-
-    def _rule_path(self, round_number: int) -> Path:
-        return self.folder / f"rule-{round_number}.safetensors"
 
     def _write_progress(self, progress: Progress) -> None:
         _write(self.folder / "progress.json", asdict(progress))
@@ -502,25 +485,6 @@ def _built(kind: Any, told: dict[str, Any], name: str) -> Any:
         return kind(**told)
     except (TypeError, ValueError) as error:
         raise Unreadable(f"{name}: {error}") from None
-
-
-def _write_rule(path: Path, rule: RuleState) -> None:
-    pieces = {name: Piece.of(array, _TYPES[array.dtype.name]) for name, array in rule.arrays.items()}
-    packed = Packed(pieces, {"version": str(VERSION), "numbers": json.dumps(dict(rule.numbers))})
-    with files.replacing(path, synced=False) as file:
-        for chunk in packed.chunks():
-            file.write(chunk)
-
-
-def _read_rule(path: Path) -> RuleState:
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            _check_version({"version": int(metadata.get("version", 0))}, path.name)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return RuleState(arrays, json.loads(metadata["numbers"]))
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path.name} is not a rule's state: {error}") from None
 
 
 def _line(told: Mapping[str, Any]) -> bytes:

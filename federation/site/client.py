@@ -39,22 +39,30 @@ class SiteClient(ShardDirectorClient):  # type: ignore[misc]
         noted = (audit or AuditLog()).channel(grpc.intercept_channel(channel, named))
         self.stub = director_pb2_grpc.DirectorStub(noted)
 
-    def wait_experiment(self, instead_of: str = "", awaiting: str | None = None, in_hand: Iterable[str] = ()) -> str:
-        """The experiment to work on, as soon as there is another one than those in hand.
+    def next_experiment(self, in_hand: Iterable[str] = (), awaiting: str | None = None) -> grpc.Future:
+        """The question for an experiment to work on that is none of those in hand; `name_in` reads the answer.
 
-        Or, with `instead_of`: an answer as soon as that experiment no longer wants this site.
-
-        awaiting: the digest of the submission that waits for this site's owner, if one does.
-
-        Raises:
-            grpc.RpcError: no word from the director, or it refuses.
+        awaiting: the digest of a submission that waits for this site's owner, if one does; for a director that knows of
+            one experiment of a site at a time.
         """
-        request = director_pb2.WaitExperimentRequest(collaborator_name=self.shard_name)
-        metadata: list[tuple[str, str | bytes]] = [(INSTEAD_OF, instead_of.encode())]
-        metadata += [(AWAITING_APPROVAL, awaiting)] if awaiting else []
-        metadata += [(IN_HAND, json.dumps(sorted(in_hand)).encode())] if in_hand else []
-        reply = self.stub.WaitExperiment(request, metadata=metadata)
-        return str(reply.experiment_name)
+        hand = json.dumps(sorted(in_hand)).encode() if in_hand else b""
+        return self.stub.WaitExperiment.future(
+            director_pb2.WaitExperimentRequest(collaborator_name=self.shard_name),
+            metadata=[*([(IN_HAND, hand)] if hand else []), *([(AWAITING_APPROVAL, awaiting)] if awaiting else [])],
+        )
+
+    def end_of(self, experiment: str, awaiting: str | None = None) -> grpc.Future:
+        """The question whether an experiment that the site has in hand is over: answered as soon as it is.
+
+        awaiting: the digest of its submission, if that waits for this site's owner.
+        """
+        return self.stub.WaitExperiment.future(
+            director_pb2.WaitExperimentRequest(collaborator_name=self.shard_name),
+            metadata=[
+                (INSTEAD_OF, experiment.encode()),
+                *([(AWAITING_APPROVAL, awaiting)] if awaiting else []),
+            ],
+        )
 
     def archive(self, experiment: str, limit: int) -> tuple[bytes, str]:
         """An experiment's archive, as far as one may be large, and who has submitted it, if the director says so.
@@ -126,3 +134,13 @@ def _named(name: str, value: float, engine_round: int, tag: str) -> base_pb2.Nam
         transformer_metadata=[base_pb2.MetadataProto()],
         data_bytes=np.float32(value).tobytes(),
     )
+
+
+def name_in(answer: grpc.Future) -> str:
+    """The experiment that an answer names, as soon as it is there; "" for none.
+
+    Raises:
+        grpc.RpcError: no word from the director, or it refuses.
+        grpc.FutureCancelledError: the question was taken back.
+    """
+    return str(answer.result().experiment_name)

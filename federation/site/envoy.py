@@ -27,7 +27,7 @@ from federation.logs import log_fields
 from federation.settings import Accept, EnvoySettings
 from federation.site import devices
 from federation.site.audit import AuditLog
-from federation.site.client import SiteClient
+from federation.site.client import SiteClient, name_in
 from federation.site.disk import outlast
 from federation.site.folders import WorkFolder
 from federation.site.job import GRACE_SECONDS, RETRY_SECONDS, Job, Watch
@@ -80,7 +80,9 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         self.audit = AuditLog(settings.audit, site=settings.name, director="{}:{}".format(*self._director))
         self._devices = devices.slots(settings.slots, present)
         self._slots = Slots(self._devices)
+        self._hand = threading.Lock()
         self._in_hand: dict[str, str | None] = {}  # experiments; the digest of one that the owner has to decide on
+        self._question: grpc.Future | None = None  # for an experiment that is none of those
         self._jobs: dict[str, Job] = {}
         self._leaving = threading.Event()
         super().__init__(
@@ -148,17 +150,23 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
     def _next_experiment(self) -> str:
         """The name of the next experiment that is not in hand."""
         while True:
-            in_hand = dict(self._in_hand)
-            awaiting = next((digest for digest in in_hand.values() if digest), None)
-            name = self.director_client.wait_experiment(awaiting=awaiting, in_hand=in_hand)
+            with self._hand:
+                in_hand = dict(self._in_hand)
+                awaiting = next((digest for digest in in_hand.values() if digest), None)
+                self._question = self.director_client.next_experiment(in_hand, awaiting)
+            try:
+                name = name_in(self._question)
+            except grpc.FutureCancelledError:
+                continue  # there is less in hand than there was
             if name and name not in in_hand:
                 return name
-            time.sleep(RETRY_SECONDS)  # a director that knows of one experiment at a time
+            time.sleep(RETRY_SECONDS)  # a director that knows of one experiment of a site at a time
 
     def _begin(self, name: str) -> None:
         """Work on an experiment in a thread of its own; returns when it is known whether it needs a slot now."""
         settled = threading.Event()
-        self._in_hand[name] = None
+        with self._hand:
+            self._in_hand[name] = None
         threading.Thread(target=self._handle, args=(name, settled), name=f"experiment {name}", daemon=True).start()
         settled.wait()
 
@@ -167,9 +175,11 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         devices: list[int | None] = []  # of the slot that is taken, if one is
         with log_fields(experiment=name):
             try:
-                while (submission := self._reviewed(name)) is None and self._decided(name, settled):
-                    pass
-                if submission and not self._leaving.is_set():
+                submission = self._reviewed(name)
+                if self._in_hand[name]:
+                    settled.set()
+                    self._wait_for_owner(name)
+                elif not self._leaving.is_set():
                     devices.append(self._slots.take())
                     settled.set()
                     self._work_on(name, submission, devices[0])
@@ -179,7 +189,10 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             except (FederationError, OSError) as error:
                 self._report(name, str(error))
             finally:
-                del self._in_hand[name]
+                with self._hand:
+                    del self._in_hand[name]
+                    if self._question:
+                        self._question.cancel()  # and asked anew: the director may want it again
                 for device in devices:
                     self._slots.give_back(device)
                 settled.set()
@@ -199,8 +212,8 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         finally:
             del self._jobs[name]
 
-    def _reviewed(self, name: str) -> Submission | None:
-        """The files of an experiment that may run here; None: its owner has to decide first.
+    def _reviewed(self, name: str) -> Submission:
+        """The files of an experiment that may run here, or, where its digest is in hand, when its owner says so.
 
         Raises:
             FederationError: the archive holds what may not travel, the site's policy or its owner refuses the code, or
@@ -217,33 +230,28 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         if ruling is Verdict.REFUSE:
             raise FederationError(refusal(digest, decision))
         if ruling is Verdict.WAIT:
-            self._in_hand[name] = digest
+            with self._hand:
+                self._in_hand[name] = digest
             show = f"{COMMAND} show {digest[:SHORT]} --config YAML"
             logger.warning(
                 "experiment %s: waits for its owner; %s, then `approve` or `reject` instead of `show`", name, show
             )
-            return None
         return submission
 
-    def _decided(self, name: str, settled: threading.Event) -> bool:
-        """Wait for the owner's decision on an experiment; False: the experiment is over, or this envoy leaves.
+    def _wait_for_owner(self, name: str) -> None:
+        """Wait for the owner's decision on an experiment, or until it is over, or this envoy leaves.
 
-        No slot is taken meanwhile, and the director knows that it waits. The archive is looked at anew afterwards: what
-        was approved is what was shown, whatever the director sends then.
+        No slot is taken meanwhile, and the director knows that it waits. It tells of the experiment again afterwards,
+        and what it sends is looked at anew: what was approved is what was shown.
         """
         digest = self._in_hand[name]
         assert digest is not None
         watch = Watch(self.director_client, name, lambda: None, awaiting=digest)
         watch.start()
-        settled.set()
-        try:
-            while not watch.over and not self._leaving.is_set():
-                if self.reviews.wait_for_decision(digest, RETRY_SECONDS):
-                    return True
-            return False
-        finally:
-            watch.leave()
-            self._in_hand[name] = None
+        while not watch.over and not self._leaving.is_set():
+            if self.reviews.wait_for_decision(digest, RETRY_SECONDS):
+                break
+        watch.leave()
 
     def _leave(self) -> None:
         """End the trainers; what they have done stays at the director, and what they need to go on here."""

@@ -13,7 +13,7 @@ import grpc
 
 from federation.errors import REFUSALS
 from federation.settings import EnvoySettings
-from federation.site.client import SiteClient
+from federation.site.client import SiteClient, name_in
 from federation.site.disk import outlast
 from federation.site.folders import WorkFolder
 from federation.site.processes import Trainer
@@ -141,31 +141,39 @@ class Watch(threading.Thread):
         super().__init__(name=f"watch {experiment}", daemon=True)
         self._client, self._experiment, self._end_trainer = client, experiment, end_trainer
         self._awaiting = awaiting
+        self._question: grpc.Future | None = None
+        self._left = threading.Event()
         self.over = self.refused = False
         self.trainer_ended = threading.Event()
-        self._left = threading.Event()
-
-    def leave(self, seconds: float = 0.0) -> None:
-        """Nobody watches any more, whether there is an answer within so many seconds or not."""
-        self.trainer_ended.set()
-        self.join(seconds)
-        self._left.set()
 
     def run(self) -> None:
         """Ask until there is an answer; a director that is away or leaving has not ended anything."""
         while True:
+            self._question = self._client.end_of(self._experiment, self._awaiting)
             try:
-                self._client.wait_experiment(instead_of=self._experiment, awaiting=self._awaiting)
+                name_in(self._question)
                 break
             except grpc.RpcError as error:
                 self.refused = error.code().name in (*REFUSALS, "ALREADY_EXISTS")
                 if self.refused:
                     break
+            except OSError:  # the question cannot be written down, so it cannot be asked
+                logger.exception("the audit log cannot be written")
+            except grpc.FutureCancelledError:
+                return
             if self._left.wait(RETRY_SECONDS):
                 return
         self.over = True
         if not self.trainer_ended.wait(GRACE_SECONDS):
             self._end_trainer()
+
+    def leave(self, seconds: float = 0.0) -> None:
+        """Watch no longer: there is an answer within so many seconds, or the question is taken back."""
+        self.trainer_ended.set()
+        self.join(seconds)
+        self._left.set()
+        if self._question:
+            self._question.cancel()
 
 
 def cause_of(status: int) -> str:

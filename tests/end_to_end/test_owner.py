@@ -1,22 +1,25 @@
 """The data owner decides: policies, commands and the audit log, over a real director and real envoys."""
 
+import io
 import json
 import logging
 import re
 import shutil
 import stat
-import subprocess
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import grpc
 import numpy as np
 import pytest
-from processes import HOUSE, PYTHON, TOYS, ToyFederation
+from processes import HOUSE, TOYS, ToyFederation
 from submissions import SMALL, zipped
 
-from federation.errors import ExperimentFailed
+from federation import review
+from federation.errors import ExperimentFailed, FederationError
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Metric
 from federation.policy import RoundPolicy
 from federation.wire import archives
@@ -61,8 +64,13 @@ class Owners:
     def run(self, site: str, command: str, *arguments: str) -> str:
         """What a command of a site's owner prints."""
         self.ran.add(command)
-        words = [PYTHON, "-m", "federation.review", command, *arguments, "--config", self.folder / f"{site}.yaml"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        words = ["review", command, *arguments, "--config", str(self.folder / f"{site}.yaml")]
+        told = io.StringIO()
+        with patch("sys.argv", words), redirect_stdout(told), redirect_stderr(told), pytest.raises(SystemExit) as left:
+            review.main()
+        if left.value.code:
+            raise FederationError(told.getvalue())
+        return told.getvalue()
 
     def waiting(self, site: str) -> str:
         """The digest that waits at a site, by the owner's list."""
@@ -106,7 +114,7 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
             )
         assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert name in error.value.details()
-    assert list((tmp_path / "state").glob("*")) == []
+    assert list((tmp_path / "state").glob("[!.]*")) == []
 
     # New code waits at one site, longer than a site may be silent; the other refuses it; none of it has run.
     alone = RoundPolicy(minimum_sites=1, gone_seconds=2)
@@ -119,9 +127,8 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
     first = owners.waiting("site1")
     assert f"site site1 waits for its owner to approve the code (digest {first})" in caplog.text
     assert re.search(rf"goes on without site site2: [^$]*\n  \S.*federation\.review approve {first} ", caplog.text)
-    with pytest.raises(subprocess.CalledProcessError) as unread:
+    with pytest.raises(FederationError, match="has not been shown yet"):
         owners.run("site1", "approve", first)
-    assert "has not been shown yet" in unread.value.stderr
     shown = owners.run("site1", "show", first)
     for part in (
         "STEP = 1.0",

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from power import Disk, Keeps, Step, recorded, write
 
-from federation.director.state import ExperimentState, RuleState, Submitted, clear_leftovers, found
+from federation.director.state import ExperimentState, Submitted, clear_leftovers, found
 from federation.wire import files
-from federation.wire.models import round_path, save, updates_folder
+from federation.wire.models import round_path, rule_path, save, updates_folder
+from federation.wire.models import write as write_tensors
+from rules.contract import InMemory
 
 ROUNDS = 3
 ABOUT = Submitted("one", ("small", "large"), "ada", 1.0, ROUNDS)
@@ -39,11 +41,11 @@ def go_on(state: ExperimentState, kept: Callable[[int], None] = lambda number: N
         return
     state.end("in_progress")
     for number in range(state.progress().next_round, ROUNDS + 1):
-        model, momentum = state.last_model(), dict(state.rule_state().arrays)
+        model, momentum = state.last_model(), InMemory(state.rule_file() or {})
         progress = state.progress()
         score = float(np.sin(number))
         for site in ABOUT.collaborators:
-            state.add_metric({"round": number, "origin": site, "value": float(model["w"][0])})
+            state.add_metrics([{"round": number, "origin": site, "value": float(model["w"][0])}])
         best = progress.best_score is None or score >= progress.best_score
         best_round, best_score = (number, score) if best else (progress.best_round, progress.best_score)
         if number == ROUNDS:
@@ -54,12 +56,12 @@ def go_on(state: ExperimentState, kept: Callable[[int], None] = lambda number: N
             files.make_folder(updates_folder(state.folder))
         files.append(updates_folder(state.folder) / f"{number}-small-x.safetensors", b"what a site has sent")
         for name in model:
-            momentum[name] = np.float64(0.9) * momentum.get(name, 0.0) + np.sin(model[name] + number)
+            momentum[name] = np.float32(0.9) * momentum.get(name, np.float32(0)) + np.sin(model[name] + number)
         save(round_path(state.folder, number + 1), {name: model[name] + momentum[name] for name in model})
+        write_tensors(rule_path(state.folder, number + 1), momentum, {"numbers": json.dumps({"steps": number + 1})})
         state.save_round(
-            next_round=number + 1, last_round=number + 1, best_round=best_round, best_score=best_score,
-            rule=RuleState(momentum, {"steps": number + 1}),
-        )  # fmt: skip
+            next_round=number + 1, last_round=number + 1, best_round=best_round, best_score=best_score, rule=True
+        )
         state.forget_updates()
         kept(number + 1)
     state.end("finished")
@@ -74,7 +76,7 @@ def result(state: ExperimentState) -> dict[str, object]:
     return {
         "last": {name: array.tobytes() for name, array in state.last_model().items()},
         "best": {name: array.tobytes() for name, array in best.items()},
-        "rule": {name: array.tobytes() for name, array in state.rule_state().arrays.items()},
+        "rule": {name: array.tobytes() for name, array in (state.rule_file() or {}).items()},
         "metrics": list(state.all_metrics()),
         "progress": (progress.status, progress.next_round, progress.best_round, progress.best_score),
     }

@@ -14,13 +14,13 @@ from federation.director.state import (
     VERSION,
     ExperimentState,
     Progress,
-    RuleState,
     Submitted,
     Unreadable,
     clear_leftovers,
     found,
 )
-from federation.wire.models import ModelFile, round_path, save, updates_folder
+from federation.wire.models import ModelFile, round_path, rule_path, save, updates_folder, write
+from rules.contract import InMemory
 
 MODEL = {"a": np.arange(3, dtype=np.float32), "b": np.zeros((2, 2), np.float32)}
 ABOUT = Submitted("first/one", ("s",), "ada", 1.0, rounds=5)
@@ -30,11 +30,13 @@ def changed(by: float) -> dict[str, np.ndarray]:
     return {name: array + np.float32(by) for name, array in MODEL.items()}
 
 
-def finish(state: ExperimentState, number: int, best: int | None = None, rule: RuleState | None = None) -> None:
-    """A round of which the model is written."""
-    state.add_metric({"round": number - 1, "metric_value": number})
+def finish(state: ExperimentState, number: int, best: int | None = None, momentum: float | None = None) -> None:
+    """A round of which the model is written, and what the rule keeps."""
+    state.add_metrics([{"round": number - 1, "metric_value": number}])
     save(round_path(state.folder, number), changed(number))
-    state.save_round(next_round=number, last_round=number, best_round=best, best_score=0.5, rule=rule)
+    if momentum is not None:
+        write(rule_path(state.folder, number), InMemory(m=np.full(3, momentum, np.float32)), {"numbers": f"{number}"})
+    state.save_round(next_round=number, last_round=number, best_round=best, best_score=0.5, rule=momentum is not None)
 
 
 def submit(root: Path, about: Submitted = ABOUT) -> ExperimentState:
@@ -99,22 +101,21 @@ def test_an_end_says_why(state: ExperimentState) -> None:
 
 
 def test_a_rule_finds_its_state_with_the_models_round(state: ExperimentState) -> None:
-    assert not state.rule_state()
+    assert state.rule_file() is None
     for number in (1, 2):
-        momentum = {"a": np.full(3, number, np.float64), "steps": np.array(number, np.int64)}
-        finish(state, number, rule=RuleState(momentum, {"beta": 0.9, "rounds": number}))
-    again = ExperimentState(state.folder).rule_state()
-    assert again.numbers == {"beta": 0.9, "rounds": 2}
-    np.testing.assert_array_equal(again.arrays["a"], np.full(3, 2.0))
-    assert (again.arrays["steps"].dtype, again.arrays["steps"].shape) == (np.int64, ())
+        finish(state, number, momentum=number)
+    again = ExperimentState(state.folder).rule_file()
+    assert again is not None
+    assert again.metadata == {"numbers": "2"}
+    np.testing.assert_array_equal(again["m"], np.full(3, 2.0))
     assert {"rule-1.safetensors", "rule-2.safetensors"} <= names(state)
     finish(state, 3)  # a rule may have nothing to remember any more
-    assert not state.rule_state()
+    assert state.rule_file() is None
 
 
 def test_a_round_that_was_interrupted_is_measured_again(state: ExperimentState) -> None:
     finish(state, 1)
-    state.add_metric({"round": 1, "metric_value": 0.1})
+    state.add_metrics([{"round": 1, "metric_value": 0.1}])
     with (state.folder / "metrics.jsonl").open("a") as file:
         file.write('{"round": 1, "metric_va')  # the kill came here
     updates_folder(state.folder).mkdir()
@@ -127,15 +128,15 @@ def test_a_round_that_was_interrupted_is_measured_again(state: ExperimentState) 
         "round-1.safetensors",
     }  # fmt: skip
     assert list(state.all_metrics()) == [{"round": 0, "metric_value": 1}]
-    state.add_metric({"round": 1, "metric_value": 0.2})
+    state.add_metrics([{"round": 1, "metric_value": 0.2}])
     assert [each["metric_value"] for each in state.all_metrics()] == [1, 0.2]
 
 
 def test_metrics_are_read_in_parts(state: ExperimentState, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("federation.director.state.READ_BYTES", 100)
     told = [{"round": 0, "metric_value": number} for number in range(50)]
-    for metric in told:
-        state.add_metric(metric)
+    for start in range(0, 50, 7):
+        state.add_metrics(told[start : start + 7])
     assert list(state.all_metrics()) == told
     lines, place = state.metrics()
     assert 0 < len(lines) < 5
@@ -148,9 +149,9 @@ def test_metrics_are_read_in_parts(state: ExperimentState, monkeypatch: pytest.M
 
 def test_what_a_failed_round_has_told_is_kept(state: ExperimentState) -> None:
     finish(state, 1)
-    state.add_metric({"round": 1, "metric_value": 7})
+    state.add_metrics([{"round": 1, "metric_value": 7}])
     state.end("failed", "why")
-    state.add_metric({"round": 1, "metric_value": 8})  # a site that has not heard of the end
+    state.add_metrics([{"round": 1, "metric_value": 8}])  # a site that has not heard of the end
     assert [each["metric_value"] for each in state.all_metrics()] == [1, 7]
 
 
@@ -158,8 +159,7 @@ def test_what_a_failed_round_has_told_is_kept(state: ExperimentState) -> None:
 @pytest.mark.parametrize("damaged", ["round-2", "rule-2", "best-1"])
 def test_a_damaged_model_costs_one_round(state: ExperimentState, damaged: str, damage: str) -> None:
     for number in (1, 2):
-        rule = RuleState({"m": np.full(3, number, np.float32)}, {"n": number})
-        finish(state, number, best=number - 1, rule=rule)
+        finish(state, number, best=number - 1, momentum=number)
     path = state.folder / f"{damaged}.safetensors"
     content = path.read_bytes()
     path.unlink()
@@ -175,9 +175,11 @@ def test_a_damaged_model_costs_one_round(state: ExperimentState, damaged: str, d
     progress = state.progress()
     assert (progress.status, progress.next_round, progress.last_round) == ("in_progress", 1, 1)
     np.testing.assert_array_equal(state.last_model()["a"], changed(1)["a"])
-    assert state.rule_state().numbers == {"n": 1}
+    rule = state.rule_file()
+    assert rule is not None
+    assert rule.metadata == {"numbers": "1"}
     assert list(state.all_metrics()) == [{"round": 0, "metric_value": 1}]
-    finish(state, 2, best=1, rule=RuleState({"m": np.full(3, 2, np.float32)}, {"n": 2}))
+    finish(state, 2, best=1, momentum=2)
     np.testing.assert_array_equal(state.last_model()["a"], changed(2)["a"])
 
 

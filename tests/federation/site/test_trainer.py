@@ -36,7 +36,7 @@ def failure(folder: Path, files: dict[str, bytes], **changes: object) -> str:
         (b"", "FederationError: entry_point toy:experiment: toy has no function experiment\n  at federation/experim"),
         (b"import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'\n  at toy/__init__.py:1, in"),
         (b"def experiment(settings):\n    open('/home/ann.wav')", "No such file or directory: <hidden>\n  at toy/__"),
-        (b"def experiment(settings):\n    return 1", "returned int; it has to return a ModelInterface, a TaskInterface"),
+        (b"def experiment(settings):\n    return 1", "returned int; it has to return a ModelInterface, a TaskInt"),
     ],
 )  # fmt: skip
 def test_a_package_that_cannot_be_used(tmp_path: Path, source: bytes, told: str) -> None:
