@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from federation.director.queueing import Queue
+from federation.director.registry import ExperimentsRegistry
 from federation.director.running import RunningExperiment
 from federation.director.state import ExperimentState, Submitted
 from federation.wire.models import save
@@ -36,7 +37,7 @@ class Federation:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.experiments: dict[str, Experiment] = {}
+        self.experiments = ExperimentsRegistry()
         self.queue = Queue(self.experiments)
 
     def submit(self, name: str, *sites: str) -> Experiment:
@@ -46,8 +47,9 @@ class Federation:
         save(outside / "model", {"v": np.zeros(1, np.float32)})
         about = Submitted(name, sites, "ada", float(len(self.experiments)))
         state = ExperimentState.create(self._folder, outside / "experiment.zip", outside / "model", about)
-        self.experiments[name] = Experiment(state)
-        return self.experiments[name]
+        experiment = Experiment(state)
+        self.experiments.add(experiment)
+        return experiment
 
     def turn(self) -> list[str]:
         started = self.queue.next()

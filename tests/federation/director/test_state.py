@@ -320,7 +320,7 @@ def test_what_is_over_takes_no_memory(tmp_path: Path) -> None:
     root = tmp_path / "state"
     first = submit(root, replace(ABOUT, name="0"))
     for number in range(200):
-        first.add_metric({"round": 0, "metric_origin": f"site{number}", "task_name": "train", "metric_value": 0.5})
+        first.add_metrics([{"round": 0, "metric_origin": f"site{number}", "task_name": "train", "metric_value": 0.5}])
     save(round_path(first.folder, 1), MODEL)
     first.save_round(next_round=1, last_round=1, best_round=None, best_score=None)
     first.end("finished")
