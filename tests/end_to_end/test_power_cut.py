@@ -133,7 +133,8 @@ def test_it_goes_on_from_what_a_power_cut_has_left(toys: TracedFederation, steps
     config = toys.logs / "director.yaml"
     command = (PYTHON, "-m", "federation.director", "--config", config, "--port", str(toys.port))
     toys.start("director", *command, env=toys.env)
-    toys.wait_for("director", "experiment cut: goes on with round 3")
+    toys.wait_for("director", "listening on")
+    assert "experiment cut: goes on with round 3" in toys.log("director")
     experiment = FederationHandle("localhost", toys.port).attach("cut")
     metrics = list(experiment.metrics())
     np.testing.assert_array_equal(experiment.last_weights()["vector"], np.full(4, 1.5 * ROUNDS, np.float32))
