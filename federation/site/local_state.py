@@ -17,8 +17,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-KEPT = 2
-"""States kept: of the last round, and of the one before, for a round that has to be trained again."""
+KEPT = 3
+"""States kept: of the last round, of the one before, for a round that has to be trained again, and of the one before
+that: a director whose newest model is damaged goes back one round, and the site may have trained the next one."""
 
 
 def state_folder(root: Path, site: str, experiment_id: str, slots: int = 1) -> Path:

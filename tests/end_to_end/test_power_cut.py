@@ -83,6 +83,12 @@ def base(toys: TracedFederation, folder: Path) -> Disk:
     return Disk(folder)
 
 
+def plain(toys: ToyFederation) -> tuple[str | Path, ...]:
+    """A director without strace."""
+    config = toys.logs / "director.yaml"
+    return PYTHON, "-m", "federation.director", "--config", config, "--port", str(toys.port)
+
+
 def lines(state: ExperimentState, rounds: int) -> list[str]:
     """The metrics of the rounds before one, in any order: the two sites are as fast as they are."""
     return sorted(json.dumps(line, sort_keys=True) for line in state.all_metrics() if line["round"] < rounds)
@@ -130,9 +136,7 @@ def test_it_goes_on_from_what_a_power_cut_has_left(toys: TracedFederation, steps
     shutil.rmtree(toys.logs / "state")
     state = {path.removeprefix("state/"): content for path, content in left.items() if path.startswith("state/")}
     write(state, toys.logs / "state")
-    config = toys.logs / "director.yaml"
-    command = (PYTHON, "-m", "federation.director", "--config", config, "--port", str(toys.port))
-    toys.start("director", *command, env=toys.env)
+    toys.start("director", *plain(toys), env=toys.env)
     toys.wait_for("director", "listening on")
     assert "experiment cut: goes on with round 3" in toys.log("director")
     experiment = FederationHandle("localhost", toys.port).attach("cut")
@@ -142,6 +146,25 @@ def test_it_goes_on_from_what_a_power_cut_has_left(toys: TracedFederation, steps
     assert len(set(told)) == len(told)
     assert {m.round for m in metrics if (m.site, m.task) == ("site2", "train")} == set(range(1, ROUNDS + 1))
     assert experiment.status() == "finished"
+
+
+def test_a_model_that_is_damaged_all_the_same_costs_one_round(toys: TracedFederation) -> None:
+    """Also where the sites have trained the next one already: they go back to the optimizer's state of that time."""
+    experiment = submit(toys, "back", rounds=5, momentum=0.5, sleep_on=1.0, in_round=3, seconds=4)
+    for metric in experiment.metrics():
+        if (metric.site, metric.task, metric.round) == ("site2", "validate_local", 4):
+            break
+    toys.kill("director")
+    newest = toys.logs / "state" / "back" / "round-3.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-3])
+    toys.start("director", *plain(toys), env=toys.env)
+    toys.wait_for("director", "listening on")
+    assert "experiment back: the model of round 3 is damaged: that round is done again" in toys.log("director")
+    experiment = FederationHandle("localhost", toys.port).attach("back")
+    metrics = list(experiment.metrics())
+    np.testing.assert_allclose(experiment.last_weights()["vector"], 1.5 * (1 + 1.5 + 1.75 + 1.875 + 1.9375), rtol=0)
+    told = [(m.round, m.site, m.task, m.metric) for m in metrics]
+    assert len(set(told)) == len(told)
 
 
 def test_the_trace_is_read(toys: TracedFederation, steps: list[Step]) -> None:

@@ -11,13 +11,13 @@ def save(state: LocalState, *rounds: int) -> None:
         state.save(number, lambda path, number=number: path.write_text(f"after {number}"))
 
 
-def test_the_state_of_the_last_two_rounds_is_kept(tmp_path: Path) -> None:
+def test_the_state_of_the_last_three_rounds_is_kept(tmp_path: Path) -> None:
     state = LocalState(tmp_path)
     assert state.before(5) is None
-    save(state, 8, 9, 10)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["10.state", "9.state"]
-    assert state.before(9) is None
-    assert [state.before(number).read_text() for number in (10, 11, 30)] == ["after 9", "after 10", "after 10"]
+    save(state, 7, 8, 9, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10.state", "8.state", "9.state"]
+    assert state.before(8) is None
+    assert [state.before(number).read_text() for number in (9, 11, 30)] == ["after 8", "after 10", "after 10"]
 
 
 def test_a_round_that_is_trained_again_forgets_what_came_after(tmp_path: Path) -> None:
