@@ -79,6 +79,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         self._state_root = state_root
         self._bells: dict[str, asyncio.Event] = {}
         self.queue = Queue(self.experiments_registry)
+        self._coming: set[str] = set()  # experiments that are being put on disk
         self._leaving = False
         files.ensure_folder(state_root)
         states, self._unreadable = found(state_root)
@@ -200,7 +201,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             raise SubmissionRefused("no envoy is online; start one with envoy/start_envoy.sh and submit again")
         if unknown := set(collaborator_names) - self._shard_registry.keys():
             raise SubmissionRefused(f"this director knows no site {', '.join(sorted(unknown))[:200]}")
-        if experiment_name in self.experiments_registry:
+        if experiment_name in self.experiments_registry or experiment_name in self._coming:
             raise SubmissionRefused(
                 f"there is already an experiment named {experiment_name}; give this one another name"
             )
@@ -216,12 +217,16 @@ class Director(EngineDirector):  # type: ignore[misc]
             submitted=time.time(),
             rounds=description.rounds,
         )
-        try:
-            state = ExperimentState.create(self._state_root, experiment_archive_path, initial_model, about)
-            experiment = RunningExperiment(state, self.house)
+        self._coming.add(experiment_name)
+        try:  # in a thread: a large model takes the disk a while
+            state = await asyncio.to_thread(
+                ExperimentState.create, self._state_root, experiment_archive_path, initial_model, about
+            )
+            self.experiments_registry.add(RunningExperiment(state, self.house))
         except OSError as error:
             raise SubmissionRefused(disk_problem(experiment_name, error)) from error
-        self.experiments_registry.add(experiment)
+        finally:
+            self._coming.discard(experiment_name)
         self.queue.changed.set()
         return True
 

@@ -34,6 +34,7 @@ from federation.director.models import ModelServer
 from federation.director.router import AggregatorRouter
 from federation.director.state import clear_leftovers
 from federation.director.uploads import AT_A_TIME
+from federation.director.who import Who
 from federation.errors import (
     DirectorLeaves,
     FederationError,
@@ -90,7 +91,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             self.director.check_owner(experiment, by.name)
             model: ModelFile | None = self.director.get_trained_model(experiment, by.name, kind)
         except FederationError as error:
-            logger.warning("refused: the %s model, to %s: %s", kind, by, error, extra=about)
+            _refused(f"the {kind} model", by, error, experiment)
             return None
         except OSError as error:
             raise ValueError(f"the {kind} model of {experiment} cannot be read ({error})") from error
@@ -132,8 +133,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
                 experiment_archive_path=archive,
             )
         except SubmissionRefused as refusal:
-            by = who.of_call(context, self.get_caller(context))
-            logger.warning("refused: experiment %.120s of %s: %s", request.name, by, refusal, extra=by.fields)
+            _refused("a submission", who.of_call(context, self.get_caller(context)), refusal, request.name)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the initial model cannot be used: {error}")
@@ -162,8 +162,14 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Metrics to a notebook; ends with an error if the experiment did."""
+        by = who.of_call(context, self.get_caller(context))
         try:
-            async for metric in self.director.stream_metrics(request.experiment_name, self.get_caller(context)):
+            self.director.check_owner(request.experiment_name, by.name)
+        except FederationError as error:
+            _refused("metrics", by, error, request.experiment_name)
+            await context.abort(grpc.StatusCode.ABORTED, str(error))
+        try:
+            async for metric in self.director.stream_metrics(request.experiment_name, by.name):
                 yield director_pb2.GetMetricStreamResponse(**metric)
         except DirectorLeaves as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
@@ -178,8 +184,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             self.director.check_owner(name, by.name)
             (self.director.remove if removes else self.director.cancel)(name, by)
         except FederationError as error:
-            what = "remove" if removes else "cancel"
-            logger.warning("refused: %s by %s: %s", what, by, error, extra={"experiment": name, **by.fields})
+            _refused("remove" if removes else "cancel", by, error, name)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except OSError as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the director cannot remove {name} ({error})")
@@ -259,6 +264,11 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         if request.collaborator_name not in experiment.collaborators:
             reason = f"{request.collaborator_name[:NAME_CHARACTERS]} is not a site of experiment {experiment.name}"
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
+
+
+def _refused(what: str, by: Who, error: FederationError, experiment: str) -> None:
+    about = {"experiment": experiment[:NAME_CHARACTERS], **by.fields}
+    logger.warning("refused: %s to %s: %s", what, by, error, extra=about)
 
 
 def _process(context: Any) -> str:

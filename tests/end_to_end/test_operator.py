@@ -1,7 +1,6 @@
 """The operator at a running director: commands, a second director, folders that cannot be read, who has done what."""
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,9 @@ import numpy as np
 import pytest
 from processes import HOUSE, PYTHON, ToyFederation
 from test_federation import submit
+from typer.testing import CliRunner
 
+from federation.director.__main__ import app
 from federation.errors import ExperimentFailed, FederationError
 from federation.notebook.handle import FederationHandle
 
@@ -25,12 +26,12 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
 
 
 def operate(toys: ToyFederation, *arguments: str) -> str:
-    """What a command says, or its error."""
-    command = [PYTHON, "-m", "federation.director", "--config", toys.logs / "director.yaml", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | toys.env, cwd=HOUSE)
-    assert "Traceback" not in ended.stderr
-    assert ended.returncode == (1 if ended.stderr else 0)
-    return ended.stdout + ended.stderr
+    """What a command says, or its error; in this process, since starting Python takes longer than any command."""
+    ended = CliRunner().invoke(app, ["--config", str(toys.logs / "director.yaml"), *arguments])
+    if ended.exception:
+        assert isinstance(ended.exception, FederationError)
+        return f"director: {ended.exception}\n"
+    return ended.output
 
 
 def test_cancel_never_deletes_and_everyone_is_named(toys: ToyFederation) -> None:
@@ -50,7 +51,10 @@ def test_cancel_never_deletes_and_everyone_is_named(toys: ToyFederation) -> None
     stranger = FederationHandle("localhost", toys.port, client_id="eve").attach("precious")
     with pytest.raises(FederationError):
         stranger.best_weights()
-    toys.wait_for("director", r"refused: the best model, to eve: .* no experiment precious of eve .*caller=eve", 1)
+    with pytest.raises(ExperimentFailed, match="knows no experiment precious of eve"):
+        list(stranger.metrics())
+    for what in ("the best model", "metrics"):
+        toys.wait_for("director", rf"refused: {what} to eve: .* no experiment precious of eve .*caller=eve", 1)
 
 
 def test_commands_while_an_experiment_runs(toys: ToyFederation) -> None:
@@ -146,6 +150,10 @@ def test_what_the_command_line_says(toys: ToyFederation, tmp_path: Path) -> None
     ended = subprocess.run([start, "--help"], capture_output=True, text=True, timeout=60, check=True)
     for word in ("list", "cancel", "remove", "prune", "--config", "--port", "--state"):
         assert word in ended.stdout
+    ended = subprocess.run(
+        [start, "list", "--config", toys.logs / "director.yaml"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout == operate(toys, "list")
     (tmp_path / "director.yaml").write_text("settings: {}\n")
     for place in (("--config", tmp_path / "director.yaml", "list"), ("list", "--config", tmp_path / "director.yaml")):
         ended = subprocess.run(
