@@ -1,9 +1,9 @@
 """An experiment as data: what an archive's `experiment.json` says, and the only part of it that a director reads.
 
-The engine describes an experiment by a plan that names classes to import and by pickles (interface/interactive_api/
-experiment.py:389, federated/plan/plan.py:317), so that whoever submits runs code on the director. Here the director is
-told numbers and names that it looks up among its own; the one thing that names code, the entry point, is called at a
-site after its owner has approved it, and in the notebook.
+The engine describes an experiment by a plan that names classes to import, and by pickles that the director loads
+(federated/plan/plan.py:317), so that whoever submits runs code there. Here the director is told numbers and names that
+it looks up among its own; the one thing that names code, the entry point, is called at a site after its owner has
+approved it, and in the notebook.
 """
 
 import json

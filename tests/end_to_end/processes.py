@@ -70,15 +70,21 @@ class Processes:
 
 
 def write_site(
-    folder: Path, name: str, port: int, template: str, params: Mapping[str, object], accept: str = "any"
+    folder: Path,
+    name: str,
+    port: int,
+    template: str,
+    params: Mapping[str, object],
+    accept: str = "any",
+    **more: object,
 ) -> Path:
-    """An envoy.yaml for a site of a test."""
+    """An envoy.yaml for a site of a test; `more`: `params` of it."""
     import yaml
 
     settings = {
         "name": name,
         "director": {"host": "localhost", "port": port},
-        "params": {"cpu_threads": 1, "state": "sites"},
+        "params": {"cpu_threads": 1, "state": "sites", **more},
         "shard_descriptor": {"template": template, "params": dict(params)},
         "review": {"accept": accept, "folder": f"{name}.review"},
         "audit": f"{name}.audit.jsonl",
@@ -121,6 +127,7 @@ class ToyFederation(Processes):
         )
         return int(self.wait_for("director", r"listening on .*:(\d+)")[1])
 
-    def start_site(self, name: str, value: float, accept: str = "any", **params: object) -> None:
-        config = write_site(self.logs, name, self.port, "toy_shard.ToyShard", {"value": value, **params}, accept)
+    def start_site(self, name: str, value: float, accept: str = "any", slots: int = 1, **params: object) -> None:
+        given = {"value": value, **params}
+        config = write_site(self.logs, name, self.port, "toy_shard.ToyShard", given, accept, slots=slots)
         self.start(name, PYTHON, "-m", "federation.envoy", "--config", config, env=self.env | {"TOY_SITE": name})

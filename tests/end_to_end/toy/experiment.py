@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -85,8 +87,16 @@ class Numbers(DataInterface):
             self.once("die", lambda: os.kill(os.getpid(), signal.SIGKILL))
         if self.faults.get("nap_on") == self._descriptor.value:
             self.once("nap", lambda: time.sleep(60))
+        if self.faults.get("start_on") == self._descriptor.value:
+            self.start_another()
         if self.faults.get("sleep_on") == self._descriptor.value:
             time.sleep(self.faults["seconds"])
+
+    def start_another(self) -> None:
+        """Start a process in a session of its own, and note its number."""
+        code = "import time; time.sleep(300)"
+        started = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        Path(tempfile.gettempdir(), f"started-{self._descriptor.value}").write_text(str(started.pid))
 
     def once(self, what: str, do: Callable[[], object]) -> None:
         """Do it the first time that it comes to this, in whatever process; a file tells that it was done."""
