@@ -20,41 +20,34 @@ is on disk, in `federation.director.state`. Mends, with the engine's file and li
 """
 
 import asyncio
-import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import rules.scores
 from federation.director.batches import Batches
+from federation.director.gathering import Gathering, Outgoing
 from federation.director.results import Results
 from federation.director.round import Phase, Reply, RoundBook, Terms, Timer
 from federation.director.state import ExperimentState
-from federation.director.uploads import IDLE_SECONDS, Uploads
+from federation.director.uploads import IDLE_SECONDS, Run
 from federation.errors import disk_problem
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, finished_rounds, tasks_of
 from federation.wire.description import Description
 from federation.wire.metadata import AGGREGATOR
-from federation.wire.models import CHUNK, ModelFile, round_path, rule_path, updates_folder, write
+from federation.wire.models import updates_folder
 from federation.wire.transfer import Address, RoundOver
-from federation.wire.updates import Update
-from rules.contract import State, Tensors, places
+from rules import scores
 from rules.registry import build
-from rules.running import RunningMean
 
 logger = logging.getLogger(__name__)
 
 ASK_AGAIN_SECONDS = 20.0
 """Longest wait for work before a site has to ask again."""
-
-Run = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -65,25 +58,6 @@ class Assignment:
     round: int
     pause: int = 0
     over: bool = False
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """A round's model as it travels, without the tensors that a site still has."""
-
-    file: ModelFile
-    left_out: frozenset[str]
-    metadata: Mapping[str, str]
-
-    def chunks(self, offset: int) -> Iterator[bytes]:
-        """Its bytes from there on."""
-        return self.file.chunks(offset, self.left_out, self.metadata)
-
-    @cached_property
-    def bytes(self) -> bytes | None:
-        """All of it, where that is a chunk at most: read once, however many sites ask."""
-        size = sum(entry.size for name, entry in self.file.entries.items() if name not in self.left_out)
-        return b"".join(self.chunks(0)) if size <= CHUNK else None
 
 
 class Conductor:
@@ -123,7 +97,7 @@ class Conductor:
         self.gone_seconds = description.policy.gone_seconds
         self._description, self._state = description, state
         self._rule = build(description.rule_name, description.rule_numbers)
-        self._scores = rules.scores.read(description.scores)
+        self._scores = scores.read(description.scores)
         self._tell, self._told, self._run, self._turns, self._idle = tell, told, run, uploads, idle_seconds
         self._on_heard, self._on_change, self._on_failure = on_heard, on_change, on_failure
         self._questions: dict[str, asyncio.Future[None]] = {}
@@ -145,7 +119,7 @@ class Conductor:
             ),
             progress.next_round,
         )
-        self._adding = Batches(run, self._add, self._cannot_add)
+        self._adding = Batches(run, _do_all, self._cannot_add)
         shutil.rmtree(updates_folder(state.folder), ignore_errors=True)
         self._begin(frozenset())
 
@@ -236,11 +210,7 @@ class Conductor:
         Raises:
             RoundOver: it is another round's turn.
         """
-        self._expect(round_number)
-        known = self._unchanged if held == round_number - 1 else frozenset()
-        if known not in self._outgoing:
-            self._outgoing[known] = Outgoing(self.model, known, {"unchanged": json.dumps(sorted(known))})
-        return self._outgoing[known]
+        return self._expect(round_number).outgoing(has_the_last=held == round_number - 1)
 
     def received(self, address: Address) -> int:
         """How many bytes of an update have arrived.
@@ -248,8 +218,7 @@ class Conductor:
         Raises:
             RoundOver: it is another round's turn.
         """
-        self._expect(address.round)
-        return self._uploads.received(address)
+        return self._expect(address.round).uploads.received(address)
 
     async def receive(self, address: Address, messages: AsyncIterator[bytes]) -> None:
         """Keep what a site has trained; see `federation.director.uploads`.
@@ -274,7 +243,7 @@ class Conductor:
 
         check()
         try:
-            await self._uploads.receive(address, heard(), check)
+            await self._expect(number).uploads.receive(address, heard(), check)
         except ValueError as error:
             logger.error("site %s: its update was refused: %s", site, error, extra=self._about(site))
             raise
@@ -298,33 +267,27 @@ class Conductor:
             return
         if problem := results.problem:
             raise ValueError(problem)
-        update = self._uploads.update_of(site) if task == TRAIN else None
+        gathering = self._expect(number)
+        update = gathering.uploads.update_of(site) if task == TRAIN else None
         if task == TRAIN and update is None:
             raise ValueError("the trained model has not arrived")
         self.book.answer(site, task, number)
-        self._metrics[task][site], self._examples[task][site] = results.metrics, results.examples
+        gathering.take(results)
         self._tell([self._line(task, metric, value, site) for metric, value in results.metrics.items()])
         if update:
-            self._uploads.freeze(site)
-            self._updates[site] = update
-            self._adding.put((update, results.examples))
+            gathering.uploads.freeze(site)
+            self._adding.put(lambda: gathering.add(update, site, results.examples))
         self._go_on()
 
     def _begin(self, unchanged: frozenset[str]) -> None:
-        """Get ready for the round that is on, whose model is on disk; `unchanged` are tensors that it has kept."""
+        """Get ready for the round that is on; `unchanged` are tensors that the one before has left as they were."""
         self._stop_timer()
-        self._unchanged = unchanged
-        self.model = ModelFile(round_path(self._state.folder, self._last_round))
-        self._outgoing: dict[frozenset[str], Outgoing] = {}
-        tasks = () if self.book.over else self.book.tasks
-        self._metrics: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
-        self._examples: dict[str, dict[str, int]] = {task: {} for task in tasks}
-        self._updates: dict[str, Update] = {}
-        self._folder = updates_folder(self._state.folder) / str(self.round)
+        self._gathering: Gathering | None = None
         if not self.book.over:
-            self._folder.mkdir(parents=True)
-        self._uploads = Uploads(self._folder, self.model, self._run, self._turns, self._idle)
-        self._mean = RunningMean(self.model, self._folder)
+            self._gathering = Gathering(
+                self._state.folder, self.round, self._last_round, self.book.tasks, self._rule, unchanged, self._run,
+                self._turns, self._idle,
+            )  # fmt: skip
         self._go_on()
 
     def _go_on(self) -> None:
@@ -332,6 +295,8 @@ class Conductor:
         if self.book.phase is Phase.CLOSING and self._closing is None:
             self._closing = asyncio.create_task(self._close())
         if self.book.over:
+            self._stop_timer()
+            self._gathering = None  # and with it every file: its sites may ask for some time yet
             if self.book.failure is not None:
                 self._on_failure(self.book.failure)
             self._wake()
@@ -375,73 +340,39 @@ class Conductor:
     async def _outcome(self) -> frozenset[str]:
         """Make what a closed round comes to, and put it on disk; the tensors that are as they were."""
         number, took_part, missing = self.round, self.book.took_part, self.book.missing
-        trains = TRAIN in self.book.tasks
+        gathering = self._expect(number)
         log = logger.warning if missing else logger.info
         log(
             "round %d: closes with %s; missing: %s", number + 1, ", ".join(took_part), ", ".join(missing) or "none",
             extra=self._about(),
         )  # fmt: skip
-        if trains:
+        if trains := TRAIN in self.book.tasks:
             self._tell([self._line("round", "took_part", float(site in took_part), site) for site in self.sites])
         for task in self.book.tasks:
-            merged = await self._run(rules.scores.merge, self._metrics[task], self._examples[task], self._scores)
+            merged = await self._run(gathering.merged, task, self._scores)
             self._tell([self._line(task, metric, value, AGGREGATOR) for metric, value in merged.items()])
             if task == VALIDATE_AGGREGATED:
                 self._keep_if_best(merged.get(self._description.best_metric, math.nan))
-        unchanged, has_state = frozenset[str](), False
+        unchanged, keeps = frozenset[str](), False
         if trains:
             await self._adding.finished()
-            unchanged, has_state = await self._run(self._next_model)
+            before = self._state.rule_file()
+            unchanged, keeps = await self._run(gathering.next_model, TRAIN, self.sites, before)
             self._last_round = number + 1
         await self._told()
-        await self._run(self._save, number + 1, has_state)
+        await self._run(self._save, number + 1, keeps, gathering.folder)
         return unchanged
 
-    def _save(self, next_round: int, has_state: bool) -> None:
+    def _save(self, next_round: int, keeps: bool, sent: Path) -> None:
         """Put the round on disk; what the sites have sent in it is not needed any more."""
         self._state.save_round(
             next_round=next_round,
             last_round=self._last_round,
             best_round=self._best_round,
             best_score=self._best_score,
-            rule=has_state,
+            rule=keeps,
         )
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _next_model(self) -> tuple[frozenset[str], bool]:
-        """Write the next round's model; which tensors are as they were, and whether the rule keeps something."""
-        updates, weights = self._given()
-        kept, model = self._rule(self._rule_state(), updates, weights)
-        folder, number = self._state.folder, self.round + 1
-        written = write(round_path(folder, number), model)
-        same = frozenset.intersection(*(update.unchanged for update in updates))
-        unchanged = frozenset(name for name in same if _equal(written, self.model, name))
-        has_state = bool(kept.arrays.shapes or kept.numbers)
-        if has_state:
-            write(rule_path(folder, number), kept.arrays, {"numbers": json.dumps(dict(kept.numbers))})
-        self._mean.close()
-        return unchanged, has_state
-
-    def _given(self) -> tuple[Sequence[Any], Sequence[int]]:
-        """What the rule is given of the sites that took part."""
-        if self._rule.of_the_mean:
-            return [self._mean.mean()], [self._mean.weight]
-        sites = [site for site in self.sites if site in self._updates]
-        return [self._updates[site] for site in sites], [self._examples[TRAIN][site] for site in sites]
-
-    def _rule_state(self) -> State:
-        file = self._state.rule_file()
-        if file is None:
-            return State(self.model)
-        return State(self.model, file, json.loads(file.metadata.get("numbers", "{}")))
-
-    def _add(self, updates: Sequence[tuple[Update, int]]) -> None:
-        """Count updates of sites; those that are not needed any more leave the disk."""
-        if self._rule.of_the_mean:
-            for update, weight in updates:
-                for done in self._mean.add(update, weight):
-                    assert isinstance(done, Update)
-                    done.path.unlink(missing_ok=True)
+        shutil.rmtree(sent, ignore_errors=True)
 
     def _cannot_add(self, error: Exception) -> None:
         if isinstance(error, OSError):
@@ -458,9 +389,10 @@ class Conductor:
         if self._best_score is None or sign * score >= sign * self._best_score:
             self._best_score, self._best_round = score, self._last_round
 
-    def _expect(self, round_number: int) -> None:
-        if round_number != self.round or self.book.over:
+    def _expect(self, round_number: int) -> Gathering:
+        if round_number != self.round or self._gathering is None:
             raise RoundOver(f"round {round_number + 1} is over")
+        return self._gathering
 
     def _line(self, task: str, metric: str, value: float, origin: str) -> dict[str, Any]:
         return {
@@ -486,7 +418,6 @@ def _answer(question: "asyncio.Future[None]") -> None:
         question.set_result(None)
 
 
-def _equal(written: Tensors, before: Tensors, name: str) -> bool:
-    return all(
-        np.array_equal(written.read(name, place), before.read(name, place)) for place in places(before.shapes[name])
-    )
+def _do_all(jobs: Sequence[Callable[[], None]]) -> None:
+    for job in jobs:
+        job()

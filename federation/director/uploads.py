@@ -31,6 +31,9 @@ HEADER_BYTES = 2**20
 
 _END = b""
 
+Run = Callable[..., Awaitable[Any]]
+"""Calls a function in a thread, where it may wait for the disk."""
+
 
 class Replaced(Exception):
     """The same site has begun to send something else."""
@@ -63,7 +66,7 @@ class Uploads:
         self,
         folder: Path,
         model: ModelFile,
-        run: Callable[..., Awaitable[Any]],
+        run: Run,
         turns: asyncio.Semaphore,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
