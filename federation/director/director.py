@@ -289,7 +289,7 @@ class Director(EngineDirector):  # type: ignore[misc]
                 if not self.presence.holds(envoy_name, process):
                     return ""
                 work = self.queue.work(envoy_name, in_hand)
-                if self.queue.is_over(instead_of, envoy_name, work) if instead_of else work:
+                if self.queue.is_over(instead_of, envoy_name) if instead_of else work:
                     self.col_exp[envoy_name] = work or None
                     return work
                 await self._bells.setdefault(envoy_name, asyncio.Event()).wait()

@@ -44,18 +44,14 @@ class Queue:
         wanted = (each.name for each in self._waiting() if each.name not in in_hand and each.wants(site))
         return next(wanted, "")
 
-    def is_over(self, name: str, site: str, other_work: str) -> bool:
-        """Whether a site that has an experiment in hand should let it go.
+    def is_over(self, name: str, site: str) -> bool:
+        """Whether a site that has an experiment in hand should let it go; it is told of it again if need be.
 
-        One that waits for its turn is let go where there is other work, and told of again. The one whose turn is just
-        coming goes on, and so does one on which the site's owner has yet to decide: it takes no slot.
+        One that has given way to others goes on only where the site's owner has yet to decide: it takes no slot there.
         """
         experiment = self._experiments.get(name)
-        if experiment is None:
-            return True
-        undecided = site in experiment.awaiting
-        turn_comes = experiment.status == PENDING and (undecided or not other_work)
-        return not (experiment.wants(site) or turn_comes)
+        undecided = experiment and experiment.status == PENDING and site in experiment.awaiting
+        return not (experiment and (undecided or experiment.wants(site)))
 
     def status(self, experiment: RunningExperiment) -> str:
         """The engine's status; of one that waits also for which sites' owners, or for how many experiments."""

@@ -114,7 +114,6 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
-        self._refused: dict[str, str] = {}
         self.begun = 0  # how often the running round was begun: what it told before is told again
         self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
         self.left = False
@@ -217,8 +216,9 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             self.conductor.leave_out(site, reason, for_good)
             self.house.changed((site,))
             self.notify()
-        elif self.status == Status.PENDING:
-            self._refused[site] = reason  # it has given way to others; the policy has its say when it is back
+        elif self.status == Status.PENDING:  # it has given way: the site says so again when it is told of it again
+            self.notice(f"site {site}: {reason}")
+            return
         else:
             self.fail(reason)
         if not self.over:
@@ -258,9 +258,6 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         started = time.monotonic()
         if self.conductor is None:
             self.prepare()
-        for site, reason in self._refused.items():
-            if self.conductor:
-                self.conductor.leave_out(site, reason, for_good=True)
         self._stands_otherwise()
         while self.status == Status.IN_PROGRESS and not (self.conductor and self.conductor.finished):
             with suppress(TimeoutError):

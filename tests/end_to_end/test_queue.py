@@ -105,6 +105,33 @@ def test_one_that_waits_for_an_owner_holds_nobody_up(toys: ToyFederation) -> Non
     assert {m.round for m in metrics if (m.site, m.task) == ("site1", "train")} == {1, 2, 3}
 
 
+def test_an_owner_may_decide_while_another_site_is_busy(toys: ToyFederation) -> None:
+    """The site of the owner is free, so its envoy goes on at once; the experiment starts when all of its sites can."""
+    waits = submit(toys, "decided", momentum=0.75)
+    wait_until(lambda: waits.status() == "in_progress, waiting for approval at site2")
+    busy = submit(toys, "busy", "site1", rounds=1, sleep_on=1.0, in_round=0, seconds=15)
+    toys.wait_for("site1", r"round 1, task train: starts .*experiment=busy ")
+    approve(toys, "decided")
+    wait_until(lambda: waits.status() == "pending, 1 before it")
+    np.testing.assert_allclose(weights(busy), 1.0)
+    np.testing.assert_allclose(weights(waits), 1.5 * (1 + 1.75 + 2.3125))
+
+
+def test_it_gives_way_at_all_of_its_sites_for_the_sake_of_one(toys: ToyFederation) -> None:
+    """Its trainer at a site that nobody else needs ends, too, and fails nothing."""
+    known = submit(toys, "at one site", "site2")
+    approve(toys, "at one site")
+    list(known.metrics())
+    waits = submit(toys, "everywhere", momentum=0.125)
+    toys.wait_for("site1", r"round 1, task train: took .*experiment=everywhere ")
+    wait_until(lambda: waits.status() == "in_progress, waiting for approval at site2")
+    np.testing.assert_allclose(weights(submit(toys, "at one site again", "site2")), 6.0)
+    assert waits.status() == "pending, waiting for approval at site2"
+    toys.wait_for("site1", "experiment everywhere: (done|is over)", 10)
+    approve(toys, "everywhere")
+    np.testing.assert_allclose(weights(waits), 1.5 * (1 + 1.125 + 1.140625))
+
+
 def test_code_that_its_owner_rejects_while_it_has_given_way_is_told_so(toys: ToyFederation) -> None:
     known = submit(toys, "known again")
     np.testing.assert_allclose(weights(known), 4.5)

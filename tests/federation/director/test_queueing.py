@@ -85,7 +85,9 @@ def test_sites_work_side_by_side(all_: Federation) -> None:
     assert all_.queue.status(all_.experiments["two"]) == "pending, 1 before it"
     assert all_.end("one") == ["two"]
     assert [all_.queue.work(site) for site in "abc"] == ["", "two", "three"]
-    assert all_.queue.is_over("one", "b", "two")
+    assert all_.queue.is_over("one", "b")
+    assert not all_.queue.is_over("two", "b")
+    assert all_.queue.is_over("never", "b")
 
 
 @queue_test
@@ -98,7 +100,7 @@ def test_a_site_with_slots_works_on_several(all_: Federation) -> None:
     assert all_.queue.work("a") == "one"
     assert all_.queue.work("a", {"one"}) == "two"
     assert all_.queue.work("a", {"one", "two"}) == ""
-    assert not all_.queue.is_over("one", "a", "two")  # other work is no reason to let it go
+    assert not all_.queue.is_over("one", "a")  # other work is no reason to let it go
     assert all_.end("one") == ["three"]
     all_.queue.hear("a", 1)  # fewer: nobody is stopped, and nobody starts
     all_.submit("four", "a")
@@ -117,13 +119,13 @@ def test_what_waits_for_an_owner_holds_nobody_up(all_: Federation) -> None:
     assert all_.turn() == ["second"]
     assert all_.queue.status(first) == "pending, waiting for approval at b"
     # The other site lets it go; the one whose owner decides keeps it in hand, and works on the second one.
-    assert all_.queue.is_over("first", "a", all_.queue.work("a"))
-    assert not all_.queue.is_over("first", "b", all_.queue.work("b", {"first"}))
+    assert all_.queue.is_over("first", "a")
+    assert not all_.queue.is_over("first", "b")
     assert all_.queue.work("b", {"first"}) == "second"
     # The owner decides while the second one runs: the first has its turn before a third one.
     all_.submit("third", "a", "b")
     first.await_approval("b", None)
-    assert all_.queue.is_over("first", "b", "second")  # it is told of it again when its turn comes
+    assert all_.queue.is_over("first", "b")  # it is told of it again when its turn comes
     assert all_.turn() == []
     assert all_.queue.status(first) == "pending, 1 before it"
     assert all_.end("second") == ["first"]
