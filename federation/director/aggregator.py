@@ -9,6 +9,8 @@ Named in the plan (`aggregator.template`), so the engine builds it itself. Mends
 - aggregator.py:805: the average is turned into a delta and added back, which costs time and changes the last bits.
   Here the next round starts from the average itself.
 - aggregator.py:646: what a site sends is averaged as it comes, NaN and all. Here names, shapes and values are checked.
+- aggregator.py:914: the sites' metrics are averaged, which is no macro F1. Here scores are made of their added counts
+  (`rules.scores`).
 - aggregator.py:775: every site's tensors are held in memory and stacked to be averaged. Here they are files
   (`federation.wire.models`), averaged block by block.
 - aggregator.py:678: when the time of a round is up and too few sites are done, it goes on waiting. Here the experiment
@@ -25,7 +27,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,15 +35,16 @@ from urllib.parse import quote
 import numpy as np
 from openfl.component import Aggregator as EngineAggregator
 from openfl.interface.aggregation_functions import WeightedAverage
-from openfl.utilities import LocalTensor, TaskResultKey, change_tags
+from openfl.utilities import LocalTensor, TaskResultKey
 
 from federation.director.state import Progress
 from federation.errors import disk_problem
-from federation.schedule import TRAIN
+from federation.schedule import TASK_NAMES, TRAIN, VALIDATE_AGGREGATED
 from federation.wire.models import ModelFile, best_path, round_path, updates_folder
 from federation.wire.tensors import TensorStore
 from federation.wire.transfer import Address, RoundOver
 from federation.wire.updates import Update, average
+from rules.scores import is_sum, merge, read, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +55,9 @@ TURN_TIMEOUT = 20.0
 class RoundAggregator(EngineAggregator):  # type: ignore[misc]
     """The engine's aggregator with one meaning of "best" and no sleeping.
 
-    `best_metric` is a metric of the aggregated validation; `best_direction` is "max" or "min". `minimum_sites` and
-    `gone_seconds` are those of `federation.policy.RoundPolicy`.
+    `best_metric` is a metric of the aggregated validation; `best_direction` is "max" or "min". `scores` are those that
+    are made of the sites' sums, by name (`rules.scores.read`). `minimum_sites` and `gone_seconds` are those of
+    `federation.policy.RoundPolicy`.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class RoundAggregator(EngineAggregator):  # type: ignore[misc]
         *,
         best_metric: str = "accuracy",
         best_direction: str = "max",
+        scores: Mapping[str, Mapping[str, Any]] | None = None,
         minimum_sites: int = 1,
         gone_seconds: float = math.inf,
         **settings: Any,
@@ -69,6 +74,8 @@ class RoundAggregator(EngineAggregator):  # type: ignore[misc]
             raise ValueError(f"best_direction: {best_direction!r}; allowed: 'max', 'min'")
         self._best_metric = best_metric
         self._best_sign = 1.0 if best_direction == "max" else -1.0
+        self._scores = read(scores or {})
+        self._sent: dict[TaskResultKey, dict[str, float]] = {}
         self.minimum_sites = minimum_sites
         self.gone_seconds = gone_seconds
         self.authorized_cols: list[str] = []
@@ -190,7 +197,7 @@ class RoundAggregator(EngineAggregator):  # type: ignore[misc]
         """Take the metrics of one site's task; what it has trained has come before, through `receive`.
 
         Raises:
-            ValueError: there are other tensors than metrics, or the trained model has not come.
+            ValueError: there are other tensors than metrics, one is no number, or the trained model has not come.
         """
         if data_size < 1:
             raise ValueError(f"task {task_name} was done on {data_size} samples; at least 1 is needed for a mean")
@@ -198,7 +205,16 @@ class RoundAggregator(EngineAggregator):  # type: ignore[misc]
             raise ValueError("only metrics travel with a task's results; models have a stream of their own")
         if task_name == TRAIN and round_number == self.round_number and collaborator_name not in self._updates:
             raise ValueError("the trained model has not arrived")
-        super().send_local_task_results(collaborator_name, round_number, task_name, data_size, named_tensors)
+        sent = {each.name: _number(each) for each in named_tensors}
+        if reason := refusal(collaborator_name, TASK_NAMES.get(task_name, task_name), sent):
+            raise ValueError(reason)
+        key = TaskResultKey(task_name, collaborator_name, round_number)
+        awaited = round_number == self.round_number and collaborator_name not in self.stragglers
+        if awaited and not self._time_to_quit() and self._sent.setdefault(key, sent) is sent:
+            for name, value in merge({collaborator_name: sent}, {collaborator_name: data_size}, self._scores).items():
+                if not is_sum(name):
+                    self._record(task_name, name, value, origin=collaborator_name)
+        super().send_local_task_results(collaborator_name, round_number, task_name, data_size, [])
 
     def open(self, folder: Path, progress: Progress) -> None:
         """Work in an experiment's folder, from the round that comes next; its model is there."""
@@ -294,7 +310,7 @@ class RoundAggregator(EngineAggregator):  # type: ignore[misc]
             self.on_failure(f"round {self.round_number + 1}: the sites' results do not go together: {error!r}")
             return
         self.model_file = ModelFile(round_path(self._folder, self.last_round))
-        self._updates = {}
+        self._updates, self._sent = {}, {}
         for path in self._updates_folder.iterdir():
             path.unlink()
         self.on_round()
@@ -306,19 +322,19 @@ class RoundAggregator(EngineAggregator):  # type: ignore[misc]
     def _compute_validation_related_task_metrics(self, task_name: str) -> None:
         """Aggregate one task's tensors and metrics over the sites that finished the round."""
         assigned = self.assigner.get_collaborators_for_task(task_name, self.round_number)
-        sites = [site for site in assigned if site in self.collaborators_done]
-        sizes = {
-            site: self.collaborator_task_weight[TaskResultKey(task_name, site, self.round_number)] for site in sites
-        }
-        weights = {site: size / sum(sizes.values()) for site, size in sizes.items()}
-        for sent in self.collaborator_tasks_results[TaskResultKey(task_name, sites[0], self.round_number)]:
-            key = sent._replace(tags=change_tags(sent.tags, remove_field=sites[0]))
-            value = float(self.tensor_db.get_aggregated_tensor(key, weights, WeightedAverage()))
-            self._record(task_name, key.tensor_name, value)
-            if "validate_agg" in key.tags and key.tensor_name == self._best_metric:
-                self._keep_if_best(value)
+        keys = {s: TaskResultKey(task_name, s, self.round_number) for s in assigned if s in self.collaborators_done}
+        sizes = {site: self.collaborator_task_weight[key] for site, key in keys.items()}
+        merged = merge({site: self._sent[key] for site, key in keys.items()}, sizes, self._scores)
+        for name, value in merged.items():
+            if not is_sum(name) or task_name == VALIDATE_AGGREGATED:
+                self._record(task_name, name, value)
+        if task_name == VALIDATE_AGGREGATED:
+            if self._best_metric not in merged:
+                there = ", ".join(name for name in merged if not is_sum(name)) or "none"
+                raise ValueError(f"the best model is chosen by {self._best_metric}; the sites' metrics are: {there}")
+            self._keep_if_best(merged[self._best_metric])
         if task_name == TRAIN:
-            self._average(weights)
+            self._average({site: size / sum(sizes.values()) for site, size in sizes.items()})
 
     def _average(self, weights: dict[str, float]) -> None:
         """Make the next round's model of the sites' updates."""
@@ -378,3 +394,15 @@ class RoundAggregator(EngineAggregator):  # type: ignore[misc]
 
     def _save_model(self, round_number: int, file_path: str) -> None:
         """Nothing is left to save: the average is written where it is kept."""
+
+
+def _number(named_tensor: Any) -> float:
+    """The value of a metric, as the engine's messages have it: one number of single precision.
+
+    Raises:
+        ValueError: it is none.
+    """
+    values = np.frombuffer(named_tensor.data_bytes, np.float32)
+    if len(values) != 1:
+        raise ValueError(f"the metric {named_tensor.name[:60]!r} has {len(values)} values; needed is one")
+    return float(values[0])

@@ -18,6 +18,9 @@ import pytest
 from processes import HOUSE, PYTHON
 from transformers import AutoModelForAudioClassification
 
+from kws.metrics import METRICS
+from lab.predictions import Predictions
+from lab.session import figures
 from shard_descriptors.sources.speech_commands import load
 
 SUMMARY_KEYS = {
@@ -152,17 +155,31 @@ def check_record(demo: Demo) -> dict:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = {(line["round"], line["site"]) for line in lines if line["task"] == "train"}
     assert trained >= {(number, site) for number in range(1, summary["rounds"] + 1) for site in summary["sites"]}
-    assert {line["metric"] for line in lines if line["task"] == "validate_global"} == {"loss", "accuracy", "macro_f1"}
+    scores = {line["metric"] for line in lines if line["task"].startswith("validate") and line["site"] != "aggregator"}
+    assert scores == METRICS.keys(), "a site's counts stay with the director"
+    average = {line["metric"]: line["value"] for line in lines if _of_the_average(line, summary["validation"]["round"])}
+    assert average.keys() > METRICS.keys()
+    assert average["accuracy"] == pytest.approx(
+        sum(value for name, value in average.items() if name.startswith("sum/right/"))
+        / sum(value for name, value in average.items() if name.startswith("sum/true/"))
+    )
+    predictions = Predictions.load(run / "predictions.parquet")
+    again = figures(predictions, summary["best_metric"], summary["sites"])
+    assert again == {name: summary[name] for name in again}, "every figure can be computed again from the predictions"
     config = json.loads((run / "config.json").read_text())
     assert config["config"]["training"]["rounds"] == summary["rounds"]
     assert config["versions"]["openfl"] == "1.6"
     notebook = nbformat.read(run / "keyword_spotting.ipynb", as_version=4)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     assert AutoModelForAudioClassification.from_pretrained(run / "model").config.id2label[10] == "_silence_"
-    for plot in ("curves", "confusion", "comparison"):
+    for plot in ("curves", "confusion", "calibration", "comparison", "speakers"):
         assert (run / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
     demo.assert_nothing_is_left()
     return summary
+
+
+def _of_the_average(line: dict, round_number: int) -> bool:
+    return (line["round"], line["site"], line["task"]) == (round_number, "aggregator", "validate_global")
 
 
 @pytest.mark.timeout(1500)
@@ -175,6 +192,7 @@ def test_the_main_job_on_real_recordings(real_corpus: Path) -> None:
     assert summary["accuracy"] >= 0.78
     assert summary["accuracy"] >= 0.95 * summary["pooled_accuracy"]
     assert summary["local_accuracies"].keys() == {"envoy", "envoy_two"}
+    assert "speakers that no site trained on" in demo.output, "which has been counted"
     assert demo.peaks["director"] < 1.0e9
     assert demo.peaks["envoy"] < 1.5e9
     assert demo.peaks["envoy_two"] < 1.5e9

@@ -49,6 +49,66 @@ def test_best_is_one_metric_with_a_direction(metric: str, direction: str, round_
     np.testing.assert_array_equal(last["v"], MODEL["v"])
 
 
+MACRO_F1 = {"kind": "mean", "top": {"right": 2}, "bottom": {"true": 1, "answered": 1}, "among": "true"}
+
+
+def counts(*answers: tuple[int, int]) -> dict[str, float]:
+    """What a site sends of its (label, answer) pairs."""
+    names = [f"sum/{name}/{label}" for pair in answers for name, label in zip(("true", "answered"), pair, strict=True)]
+    names += [f"sum/right/{label}" for label, answer in answers if label == answer]
+    return {name: float(names.count(name)) for name in names}
+
+
+def recorded(aggregator: RoundAggregator) -> list[tuple[int, str, str, str, float]]:
+    lines = [aggregator.metric_queue.get() for _ in range(aggregator.metric_queue.qsize())]
+    return [tuple(line[key] for key in ("round", "metric_origin", "task_name", "metric_name", "metric_value"))
+            for line in lines]  # fmt: skip
+
+
+def test_scores_are_made_of_the_sites_counts(tmp_path: Path) -> None:
+    """The two models of `tests/rules`: a mean of the sites' macro F1s prefers the first, the counts the second."""
+    scores = {"macro_f1": MACRO_F1}
+    aggregator = build(RoundAggregator, tmp_path, rounds=1, best_metric="macro_f1", scores=scores)
+    south = counts(*[(2, 2)] * 100, *[(3, 3)] * 100)
+    for number, (confused_with, wrong) in enumerate([(2, 40), (1, 35)]):
+        north = counts(*[(0, 0)] * (100 - wrong), *[(0, confused_with)] * wrong, *[(1, 1)] * 100)
+        for site, sent in (("small", north), ("large", south)):
+            send(aggregator, site, VALIDATE_AGGREGATED, number, sent, "validate_agg")
+            if number == 0:
+                send(aggregator, site, TRAIN, number, {**MODEL, "loss": 0.1}, "trained")
+                send(aggregator, site, VALIDATE_LOCAL, number, sent, "validate_local")
+    assert aggregator.best_round == 1
+    assert aggregator.best_model_score == pytest.approx(0.9097356, abs=1e-6)
+    lines = recorded(aggregator)
+    f1 = {(number, site): value for number, site, task, name, value in lines
+          if (task, name) == (VALIDATE_AGGREGATED, "macro_f1")}  # fmt: skip
+    assert f1 == pytest.approx(
+        {(0, "small"): 0.875, (0, "large"): 1, (0, "aggregator"): 0.8958333,
+         (1, "small"): 0.8194712, (1, "large"): 1, (1, "aggregator"): 0.9097356}, abs=1e-6,
+    )  # fmt: skip
+    added = {(site, task) for _, site, task, name, _ in lines if name.startswith("sum/")}
+    assert added == {("aggregator", VALIDATE_AGGREGATED)}, "the sites' own counts stay with the director"
+    assert (0, "aggregator", VALIDATE_AGGREGATED, "sum/answered/2", 140.0) in lines
+
+
+def test_the_best_metric_has_to_be_there(tmp_path: Path) -> None:
+    aggregator = build(RoundAggregator, tmp_path, best_metric="macro_f1")
+    reasons: list[str] = []
+    aggregator.on_failure = reasons.append
+    play(aggregator, SCORES[:2])
+    assert "the best model is chosen by macro_f1; the sites' metrics are: accuracy, loss" in reasons[0]
+
+
+def test_a_metric_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    aggregator = build(RoundAggregator, tmp_path)
+    with pytest.raises(ValueError, match="site small, task validate_global: the metric sum/loss is nan"):
+        send(aggregator, "small", VALIDATE_AGGREGATED, 0, {"accuracy": 0.5, "sum/loss": np.nan}, "validate_agg")
+    assert recorded(aggregator) == []
+    send(aggregator, "small", VALIDATE_AGGREGATED, 0, {"accuracy": 0.5}, "validate_agg")
+    send(aggregator, "small", VALIDATE_AGGREGATED, 0, {"accuracy": 0.9}, "validate_agg")  # the first holds
+    assert recorded(aggregator) == [(0, "small", VALIDATE_AGGREGATED, "accuracy", 0.5)]
+
+
 def test_of_equal_scores_the_later_is_best(tmp_path: Path) -> None:
     aggregator = build(RoundAggregator, tmp_path, rounds=2)
     play(aggregator, [{"loss": 1.0, "accuracy": 0.5}] * 3)
