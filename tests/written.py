@@ -10,6 +10,7 @@ from pathlib import Path
 HOUSE = Path(__file__).resolve().parents[1]
 LIES_IN = {
     "federation": HOUSE,
+    "rules": HOUSE,
     "shard_descriptors": HOUSE,
     "kws": HOUSE / "workspace",
     "lab": HOUSE / "workspace",
