@@ -293,6 +293,7 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             ),
             best_metric=description.best_metric,
             best_direction=description.best_direction,
+            scores=description.scores,
             minimum_sites=policy.minimum_sites or len(sites),
             gone_seconds=policy.gone_seconds,
         )
