@@ -1,9 +1,9 @@
-"""OpenFL 1.6 made dependable: director, envoy, trainer and notebook client.
+"""OpenFL 1.6 made dependable; knows nothing of audio.
 
-This package knows nothing of audio. It subclasses the engine where the engine lets a class be named (the plan
-and the launchers); each module says which file and line of the engine it mends, and what was wrong there.
+A room for everyone: `director` (the operator's), `site` (the data owner's), `notebook` (the experimenter's), and
+`wire`, what they share. Here lies what no room owns: settings, policy, schedule, certificates (`authority`), errors,
+logs; and the commands `envoy`, `review` and `certificates` (the director's is `director.__main__`).
+
+Where the engine lets a class be named it is subclassed; each module says which file and line of the engine it mends,
+and what was wrong there.
 """
-
-from federation.imports import import_engine
-
-import_engine()

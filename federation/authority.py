@@ -62,6 +62,19 @@ class Issued:
     revoked: bool
 
 
+@dataclass(frozen=True)
+class Handover:
+    """What the holder of a certificate needs.
+
+    files: of the authority, to be copied. into: the folder there. where: what has to name them. lines: how it does.
+    """
+
+    files: tuple[Path, ...]
+    into: str
+    where: str
+    lines: tuple[str, ...]
+
+
 def init(folder: Path) -> None:
     """Make a certificate authority and its empty revocation list.
 
@@ -160,6 +173,25 @@ def issued(folder: Path) -> list[Issued]:
     crl = read_crl(folder / CRL, authority)
     found = [_describe(each, _is_revoked(crl, each.serial_number)) for each in _register(folder)]
     return sorted(found, key=lambda each: (each.name, each.valid_until))
+
+
+def handover(folder: Path, made: Issued) -> Handover:
+    """Which files of the authority go to the holder's machine, and how they are named there."""
+    name = made.name
+    files = [ROOT_CERTIFICATE, f"{name}.crt", f"{name}.key"]
+    lines = [f"root_certificate: cert/{ROOT_CERTIFICATE}", f"private_key: cert/{name}.key"]
+    lines.append(f"certificate: cert/{name}.crt")
+    into, where = {
+        Role.DIRECTOR: ("director/cert", "in director/director.yaml"),
+        Role.ENVOY: (f"{name}/cert", f"in {name}/envoy.yaml, whose name must be {name}"),
+        Role.EXPERIMENTER: ("workspace/cert", "in the notebook's environment"),
+    }[Role(made.role)]
+    if made.role == Role.DIRECTOR:
+        files.append(CRL)
+        lines.append(f"crl: cert/{CRL}")
+    if made.role == Role.EXPERIMENTER:
+        lines = [f"KWS_CERTIFICATE=workspace/cert/{name}.crt"]
+    return Handover(tuple(folder / file for file in files), into, where, tuple(lines))
 
 
 def read_certificate(path: Path) -> x509.Certificate:

@@ -9,10 +9,10 @@ from federation.authority import (
     COMMAND,
     CRL,
     DEFAULT_DAYS,
-    ROOT_CERTIFICATE,
     ROOT_KEY,
     Issued,
     Role,
+    handover,
     init,
     issue,
     issued,
@@ -88,29 +88,16 @@ def _list(folder: _Folder) -> None:
 
 
 def _what_to_copy(folder: Path, made: Issued) -> str:
-    """Which files go to which machine, and the lines that name them."""
-    name = made.name
-    files = [ROOT_CERTIFICATE, f"{name}.crt", f"{name}.key"]
-    lines = [f"root_certificate: cert/{ROOT_CERTIFICATE}", f"private_key: cert/{name}.key"]
-    lines.append(f"certificate: cert/{name}.crt")
-    where = {
-        Role.DIRECTOR: ("director/cert", "in director/director.yaml"),
-        Role.ENVOY: (f"{name}/cert", f"in {name}/envoy.yaml, whose name must be {name}"),
-        Role.EXPERIMENTER: ("workspace/cert", "in the notebook's environment"),
-    }[Role(made.role)]
-    if made.role == Role.DIRECTOR:
-        files.append(CRL)
-        lines.append(f"crl: cert/{CRL}")
-    if made.role == Role.EXPERIMENTER:
-        lines = [f"KWS_CERTIFICATE=workspace/cert/{name}.crt"]
+    """What was made, and what to do with it."""
+    given = handover(folder, made)
     return "\n".join(
         (
-            f"{name}: role {made.role}, serial {made.serial:x}, valid until {made.valid_until:%Y-%m-%d}",
-            f"Copy to the machine of this {made.role}, into {where[0]}:",
-            *(f"  {folder / file}" for file in files),
-            f"and say {where[1]}:",
-            *(f"  {line}" for line in lines),
-            f"{name}.key goes to no other machine, {ROOT_KEY} to none at all.",
+            f"{made.name}: role {made.role}, serial {made.serial:x}, valid until {made.valid_until:%Y-%m-%d}",
+            f"Copy to the machine of this {made.role}, into {given.into}:",
+            *(f"  {file}" for file in given.files),
+            f"and say {given.where}:",
+            *(f"  {line}" for line in given.lines),
+            f"{made.name}.key goes to no other machine, {ROOT_KEY} to none at all.",
         )
     )
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import FrameType
 
 from federation.errors import FederationError
+from federation.imports import import_engine
 from federation.logs import configure_logging
 from federation.settings import load_envoy
-from federation.site.envoy import Envoy
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
             cpu_threads=options.cpu_threads,
         )
         configure_logging(settings.name, site=settings.name)
+        import_engine()
+        from federation.site.envoy import Envoy
+
         Envoy(settings).start()
     except (FederationError, ValueError, OSError) as error:
         sys.exit(f"envoy: {error}")

@@ -4,6 +4,10 @@ pipelines/__init__.py:5 imports scikit-learn, and a few lines below PyTorch, for
 engine's other interface (`openfl.federated`) imports PyTorch as well. So every process paid 2 s of CPU and 260 MB for
 them, the director and each envoy included. Here they are hidden while the engine is imported; whoever trains with
 PyTorch imports it afterwards, as ever.
+
+Every process that runs the engine calls `import_engine` before anything else imports it: the rooms `director` and
+`notebook` when they are entered, an envoy and a trainer when they start. What needs no engine, such as the settings and
+the commands of a site's owner, starts without it.
 """
 
 import sys

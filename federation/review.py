@@ -1,4 +1,4 @@
-"""The data owner's command line: `python -m federation.review --help`. Prints what `federation.site.review` knows."""
+"""The data owner's command line: `python -m federation.review --help`. Prints what `federation.site` knows."""
 
 from datetime import datetime
 from pathlib import Path
@@ -10,8 +10,9 @@ from federation.errors import FederationError
 from federation.settings import EnvoySettings, load_envoy
 from federation.site import audit
 from federation.site.letters import oddities
-from federation.site.listing import lines, readable, visible
-from federation.site.review import Received, ReviewFolder, Submission, Verdict, difference, verdict
+from federation.site.listing import readable, visible
+from federation.site.review import Received, ReviewFolder, Submission, Verdict, verdict
+from federation.site.view import parts
 from federation.wire import archives
 from federation.wire.metadata import SHORT
 
@@ -42,9 +43,11 @@ def _list(config: _Config = _YAML) -> None:
 def _show(
     prefix: _Prefix,
     config: _Config = _YAML,
-    code: Annotated[bool, typer.Option(help="Show every file whole, although there is a diff.")] = False,
+    code: Annotated[
+        bool, typer.Option(help="Show every file whole, also where a difference would do, or it is as installed here.")
+    ] = False,
 ) -> None:
-    """Show a submission: its description, odd letters in it, and its code or the diff to the last approved one."""
+    """Show a submission: its description, odd letters in it, and of its code what is neither approved nor installed."""
     settings = load_envoy(config)
     folder = ReviewFolder(settings.review_folder)
     about = folder.find(prefix)
@@ -57,12 +60,9 @@ def _show(
     odd = _odd(submission)
     if odd:
         typer.echo(f"WARNING     {len(odd)} places with letters that may mislead a reader; they are listed at the end")
-    whole = [name for name in submission.files if code or not last or not name.endswith(".py")]
-    for name in sorted(whole, key=lambda name: (name.endswith(".py"), name)):
-        typer.echo("\n".join(("", f"=== {name}", *lines(name, submission.files[name]))))
-    if last:
-        typer.echo(f"\n=== difference to {last.digest[:SHORT]}, approved last ({visible(last.experiment)})")
-        typer.echo("\n".join(difference(folder.load(last.digest), submission)) or "none")
+    approved = (last, folder.load(last.digest)) if last else None
+    for part in parts(submission, approved, code):
+        typer.echo("\n".join(("", f"=== {part.title}", *part.lines)))
     if odd:
         typer.echo("\n".join(("", "=== WARNING: letters that may mislead a reader", *map(visible, odd))))
     folder.note_shown(about.digest)

@@ -20,6 +20,8 @@ from federation.wire.names import site_name_problem
 RESERVED_NAMES = ("aggregator", "pooled", "round")
 """Names under which results are recorded that belong to no site."""
 MOST_SLOTS = 64
+MOVED = {"federation.cuda_monitor.CudaMonitor": "federation.site.cuda_monitor.CudaMonitor"}
+"""Classes that an `envoy.yaml` may name, and where they are now."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
@@ -137,6 +139,11 @@ class EnvoySettings:
             problems.append(f"director.port: {self.director_port} is not a port; allowed: 1 to 65535")
         if "." not in self.descriptor:
             problems.append(f"shard_descriptor.template: {self.descriptor!r} is not a dotted path to a class")
+        if self.device_monitor in MOVED:  # a monitor that cannot be imported means a machine without a GPU
+            problems.append(
+                f"optional_plugin_components.cuda_device_monitor.template: {self.device_monitor} is "
+                f"{MOVED[self.device_monitor]} now; change the line"
+            )
         if self.cpu_threads < 1:
             problems.append(f"params.cpu_threads: {self.cpu_threads}; allowed: 1 or more, or 'auto'")
         _raise_all("envoy settings", problems)

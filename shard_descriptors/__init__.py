@@ -1,8 +1,6 @@
 """The data owner's side: what is recorded here, by whom, and which shard it belongs to.
 
-Read in this order: `labels`, `utterances`, `corpus` (what a source gives), `sources` (which source), `speech_commands`
-(the official archives; `archives` fetches and unpacks them), `synthetic` (a stand-in made on the spot), `folder`,
-`table` and `hugging_face` (other recordings, by the same `rules`), `partition` and `schemes`, `report`,
-`audio`, `clips`.
-Only `descriptor` and `superb_ks`, the shard descriptors that OpenFL loads, need OpenFL.
+Read in this order: `labels`, `utterances`, `splits`, `corpus` (what a source gives); the rooms `sources` (where
+recordings come from), `partition` (who holds what) and `clips` (from a file to samples), each with a list of its own;
+then `descriptor` and `superb_ks`, the shard descriptors that OpenFL loads. Only these two need OpenFL.
 """

@@ -26,10 +26,10 @@ class SpeechShardDescriptor(ShardDescriptor):  # type: ignore[misc]
     """Shard `shard` of `of` of the recordings of one source; the parameters of `envoy.yaml`.
 
     Args:
-        source: one of `sources.SOURCES`.
+        source: one of `sources.registry.SOURCES`.
         data_path: where the recordings lie.
-        partition: a scheme of `schemes.SCHEMES` by name, or a mapping with `scheme` and its settings; every site must
-            give the same. "own": this site's own recordings, whatever the others have.
+        partition: a scheme of `partition.schemes.SCHEMES` by name, or a mapping with `scheme` and its settings; every
+            site must give the same. "own": this site's own recordings, whatever the others have.
         shard: number of this site's shard, from 1.
         of: number of shards; every site must give the same.
         seed: seed of the partition; every site must give the same.

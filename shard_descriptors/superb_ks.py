@@ -12,7 +12,7 @@ class SuperbKsShardDescriptor(SpeechShardDescriptor):
     Args:
         data_path: folder of the archives, unpacked or as tarballs, or "download"; None: the environment's DATA, else
             synthetic speech, made when missing.
-        silence: what the training silence is: one of `speech_commands.SILENCES`.
+        silence: what the training silence is: one of `sources.speech_commands.SILENCES`.
         partition, shard, of, seed: as in `SpeechShardDescriptor`.
     """
 

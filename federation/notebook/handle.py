@@ -57,7 +57,8 @@ class Metric:
 
     `round` counts finished rounds of training: "train" and "validate_local" of the first round have 1, and
     "validate_global" measures the averaged model after `round` rounds, 0 being the initial model. `site` is
-    "aggregator" for the mean over the sites, weighted by their numbers of utterances.
+    "aggregator" for all sites together: sums, scores made of sums (`rules.scores`), and means, weighted by the sites'
+    numbers of utterances.
     """
 
     round: int

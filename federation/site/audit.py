@@ -18,14 +18,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import grpc
 
 from federation.schedule import TASK_NAMES, finished_rounds
 from federation.site.disk import outlast
@@ -55,9 +53,10 @@ class AuditLog:
         self._last: dict[str, tuple[str, float]] = {}  # of each call: the digest of its last line, and when that was
         self._repeated: dict[str, int] = {}
 
-    def channel(self, channel: grpc.Channel) -> grpc.Channel:
-        """A channel whose messages are written down before they leave."""
-        return grpc.intercept_channel(channel, _Noted(self.message)) if self._path else channel
+    @property
+    def kept(self) -> bool:
+        """Whether there is a log."""
+        return self._path is not None
 
     def message(self, call: str, content: bytes) -> None:
         """The site sends these bytes; of a stream they are its first message."""
@@ -140,35 +139,6 @@ def _digest(update: Packed) -> str:
     for chunk in update.chunks():
         whole.update(chunk)
     return whole.hexdigest()
-
-
-class _Noted(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamUnaryClientInterceptor):  # type: ignore[misc]
-    """Writes down every call before it is made (gRPC's interface); of a stream its first message."""
-
-    def __init__(self, note: Callable[[str, bytes], None]) -> None:
-        self._note = note
-
-    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        """A question."""
-        self._note(details.method.rpartition("/")[2], _bytes(request))
-        return continuation(details, request)
-
-    intercept_unary_stream = intercept_unary_unary
-
-    def intercept_stream_unary(self, continuation: Any, details: Any, messages: Iterator[Any]) -> Any:
-        """A stream of the site's."""
-        first = next(messages)
-        self._note(details.method.rpartition("/")[2], _bytes(first))
-
-        def all_messages() -> Iterator[Any]:
-            yield first
-            yield from messages
-
-        return continuation(details, all_messages())
-
-
-def _bytes(message: Any) -> bytes:
-    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def entries(path: Path) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,7 @@ from openfl.transport.grpc.director_client import ShardDirectorClient
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
 from federation.settings import EnvoySettings
 from federation.site.audit import AuditLog
+from federation.site.noted import noted
 from federation.wire.channels import connect
 from federation.wire.metadata import AGGREGATOR, AWAITING_APPROVAL, EXPERIMENTER, IN_HAND, INSTEAD_OF, PROCESS, SLOTS
 from federation.wire.transfer import keep_trying
@@ -36,8 +37,7 @@ class SiteClient(ShardDirectorClient):  # type: ignore[misc]
         self.shard_name = settings.name
         channel = connect(f"{settings.director_host}:{settings.director_port}", settings.certificates)
         named = headers_adder({PROCESS: uuid.uuid4().hex, SLOTS: str(slots)})
-        noted = (audit or AuditLog()).channel(grpc.intercept_channel(channel, named))
-        self.stub = director_pb2_grpc.DirectorStub(noted)
+        self.stub = director_pb2_grpc.DirectorStub(noted(grpc.intercept_channel(channel, named), audit or AuditLog()))
 
     def next_experiment(self, in_hand: Iterable[str] = (), awaiting: str | None = None) -> grpc.Future:
         """The question for an experiment to work on that is none of those in hand; `name_in` reads the answer.

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from federation.errors import FederationError
+from federation.imports import import_engine
 from federation.logs import configure_logging
 from federation.settings import Certificates, Failures
 from federation.site import failure
 from federation.site.audit import AuditLog
 from federation.site.local_state import LocalState
+from federation.site.noted import noted
 from federation.site.processes import end_marked, end_own_group, lead_own_group
 from federation.wire import archives
 from federation.wire.channels import connect
@@ -85,6 +87,7 @@ def run(task: TrainerTask) -> None:
     Raises:
         FederationError: of what the site cannot do, or the director refuses; a task's own error is its cause.
     """
+    import_engine()
     folder = Path(task.folder)
     descriptor = build_descriptor(task.descriptor, task.descriptor_params)  # its paths count from the envoy's folder
     description = Description.from_bytes((folder / archives.DESCRIPTION).read_bytes())
@@ -106,7 +109,7 @@ def run(task: TrainerTask) -> None:
         Path(task.audit) if task.audit else None, site=task.site, director=director, experiment=task.experiment
     )
     certificates = Certificates(**{name: Path(path) if path else None for name, path in task.certificates.items()})
-    channel = audit.channel(connect(director, certificates))
+    channel = noted(connect(director, certificates), audit)
     Collaborator(
         task.site,
         Worker(experiment, "cpu" if task.cuda_device is None else f"cuda:{task.cuda_device}"),

@@ -12,7 +12,6 @@ then fails with one of `CONNECTION_LOST`, and whoever made it makes it again.
 from pathlib import Path
 
 import grpc
-from openfl.transport.grpc.grpc_channel_options import channel_options
 
 from federation.settings import Certificates
 
@@ -42,7 +41,10 @@ _SILENCE = [
 ]
 
 CLIENT_OPTIONS = [
-    *channel_options,
+    # As large as the engine makes them (its grpc_channel_options.py): what comes is the director's own.
+    ("grpc.max_receive_message_length", 2**30),
+    ("grpc.max_send_message_length", 2**30),
+    ("grpc.max_metadata_size", 32 * 2**20),
     *_SILENCE,
     # Pauses between attempts to connect: 0.5 s, then up to 2 s (gRPC: 1 s up to 120 s), so that a link that is back is
     # used within about 2 s. A few attempts a minute from each site are no load.

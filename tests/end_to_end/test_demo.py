@@ -18,6 +18,9 @@ import pytest
 from processes import HOUSE, PYTHON
 from transformers import AutoModelForAudioClassification
 
+from kws.metrics import METRICS
+from lab.predictions import Predictions
+from lab.session import figures
 from shard_descriptors.sources.speech_commands import load
 
 SUMMARY_KEYS = {
@@ -133,7 +136,7 @@ def _resident(process: psutil.Process) -> int:
 @pytest.fixture
 def short(tiny_corpus: Path) -> Iterator[Demo]:
     """A demo on a tiny corpus that would go on for long."""
-    demo = Demo([str(PYTHON), "-m", "kws", "demo", "--change", "training.rounds=500"], DATA=str(tiny_corpus))
+    demo = Demo([str(PYTHON), "-m", "lab", "demo", "--change", "training.rounds=500"], DATA=str(tiny_corpus))
     yield demo
     if demo.process.poll() is None:
         demo.process.kill()
@@ -152,17 +155,31 @@ def check_record(demo: Demo) -> dict:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = {(line["round"], line["site"]) for line in lines if line["task"] == "train"}
     assert trained >= {(number, site) for number in range(1, summary["rounds"] + 1) for site in summary["sites"]}
-    assert {line["metric"] for line in lines if line["task"] == "validate_global"} == {"loss", "accuracy", "macro_f1"}
+    scores = {line["metric"] for line in lines if line["task"].startswith("validate") and line["site"] != "aggregator"}
+    assert scores == METRICS.keys(), "a site's counts stay with the director"
+    average = {line["metric"]: line["value"] for line in lines if _of_the_average(line, summary["validation"]["round"])}
+    assert average.keys() > METRICS.keys()
+    assert average["accuracy"] == pytest.approx(
+        sum(value for name, value in average.items() if name.startswith("sum/right/"))
+        / sum(value for name, value in average.items() if name.startswith("sum/true/"))
+    )
+    predictions = Predictions.load(run / "predictions.parquet")
+    again = figures(predictions, summary["best_metric"], summary["sites"])
+    assert again == {name: summary[name] for name in again}, "every figure can be computed again from the predictions"
     config = json.loads((run / "config.json").read_text())
     assert config["config"]["training"]["rounds"] == summary["rounds"]
     assert config["versions"]["openfl"] == "1.6"
     notebook = nbformat.read(run / "keyword_spotting.ipynb", as_version=4)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     assert AutoModelForAudioClassification.from_pretrained(run / "model").config.id2label[10] == "_silence_"
-    for plot in ("curves", "confusion", "comparison"):
+    for plot in ("curves", "confusion", "calibration", "comparison", "speakers"):
         assert (run / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
     demo.assert_nothing_is_left()
     return summary
+
+
+def _of_the_average(line: dict, round_number: int) -> bool:
+    return (line["round"], line["site"], line["task"]) == (round_number, "aggregator", "validate_global")
 
 
 @pytest.mark.timeout(1500)
@@ -175,6 +192,7 @@ def test_the_main_job_on_real_recordings(real_corpus: Path) -> None:
     assert summary["accuracy"] >= 0.78
     assert summary["accuracy"] >= 0.95 * summary["pooled_accuracy"]
     assert summary["local_accuracies"].keys() == {"envoy", "envoy_two"}
+    assert "speakers that no site trained on" in demo.output, "which has been counted"
     assert demo.peaks["director"] < 1.0e9
     assert demo.peaks["envoy"] < 1.5e9
     assert demo.peaks["envoy_two"] < 1.5e9
@@ -225,7 +243,7 @@ def test_a_killed_demo_takes_its_processes_along(short: Demo) -> None:
 
 def test_errors_arrive_where_the_person_is_looking(tiny_corpus: Path) -> None:
     offline = {"DATA": str(tiny_corpus), "HF_HUB_OFFLINE": "1"}
-    demo = Demo([str(PYTHON), "-m", "kws", "demo", "--change", "model.name=facebook/wav2vec2-base"], **offline)
+    demo = Demo([str(PYTHON), "-m", "lab", "demo", "--change", "model.name=facebook/wav2vec2-base"], **offline)
     assert demo.wait(120) == 1
     assert "cannot be had" in demo.error
     assert "'tiny'" in demo.error
@@ -237,7 +255,7 @@ def test_a_broken_recording_is_named_in_the_end(tiny_corpus: Path, tmp_path: Pat
     shutil.copytree(tiny_corpus, corpus)
     broken = next(each for each in load(corpus).utterances if each.split == "train" and each.speaker)
     Path(broken.path).write_bytes(b"RIFF, but not really")
-    demo = Demo([str(PYTHON), "-m", "kws", "demo", "--change", "training.rounds=1"], DATA=str(corpus))
+    demo = Demo([str(PYTHON), "-m", "lab", "demo", "--change", "training.rounds=1"], DATA=str(corpus))
     assert demo.wait(120) == 1
     assert f"{broken.path} cannot be read as audio" in demo.error
     assert re.search(r"site envoy(_two)?, round 1, task train", demo.error)
@@ -254,7 +272,7 @@ def test_a_broken_recording_is_named_in_the_end(tiny_corpus: Path, tmp_path: Pat
     ],
 )
 def test_wrong_input_is_refused_at_once(tiny_corpus: Path, arguments: list[str], data: str | None, words: str) -> None:
-    demo = Demo([str(PYTHON), "-m", "kws", "demo", *arguments], DATA=data or str(tiny_corpus))
+    demo = Demo([str(PYTHON), "-m", "lab", "demo", *arguments], DATA=data or str(tiny_corpus))
     assert demo.wait(60) in (1, 2)
     assert words in demo.error
     assert "Traceback" not in demo.error

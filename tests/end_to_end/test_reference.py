@@ -11,6 +11,8 @@ from processes import PYTHON, Processes, write_site
 
 from federation.notebook.handle import FederationHandle
 from kws.config import ExperimentConfig, Training
+from kws.model import build_model, load_weights
+from kws.training import evaluate
 from lab.simulation import federated_averaging
 from lab.submission import submit, wait_for_shards
 from shard_descriptors.clips.clip_set import ClipSet
@@ -76,3 +78,10 @@ def test_real_processes_compute_what_the_reference_computes(
         np.testing.assert_allclose(real[name], reference[name], rtol=1e-5, atol=1e-6, err_msg=name)
     for key, value in reported.items():
         assert lines[key] == pytest.approx(value, rel=1e-5), key
+
+    # What the director says of the average is one evaluation of it on all sites' validation clips, to single precision.
+    model = build_model(config.model, config.training.seed, SUPERB_KS)
+    load_weights(model, real)
+    everyone = ClipSet([utterance for utterance in utterances if utterance.split == "validation"])
+    for metric, value in evaluate(model, everyone).scalars().items():
+        assert lines[3, "aggregator", "validate_global", metric] == pytest.approx(value, rel=1e-5), metric

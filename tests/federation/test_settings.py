@@ -87,6 +87,12 @@ def test_what_is_given_wins_over_the_file(tmp_path: Path) -> None:
         (envoy(review={"acept": "any"}), "unknown setting 'acept'; allowed: accept, failures, folder"),
         (envoy(params={"gpu": 1}), "unknown setting 'gpu'; allowed: cpu_threads, cuda_devices"),
         (envoy(director="localhost"), "'director' must hold: host, port"),
+        (
+            envoy(
+                optional_plugin_components={"cuda_device_monitor": {"template": "federation.cuda_monitor.CudaMonitor"}}
+            ),
+            "federation.cuda_monitor.CudaMonitor is federation.site.cuda_monitor.CudaMonitor now; change the line",
+        ),
         (envoy(private_key="none.key"), "TLS needs all of"),
         ([1, 2], "holds no settings"),
     ],

@@ -21,7 +21,9 @@ quick = settings(max_examples=50, deadline=None)
 UNCHANGED = Augmentation(**{each.name: 0.0 for each in fields(Augmentation)})
 
 
-def classifier(labels: tuple[str, ...] = LABELS, norm: str = "group", mask: bool = False) -> Classifier:
+def classifier(
+    labels: tuple[str, ...] = LABELS, norm: str = "group", mask: bool = False, weighs: bool = False
+) -> Classifier:
     """An untrained Wav2Vec2 with one layer of 16, with weights large enough to tell clips apart."""
     torch.manual_seed(0)
     config = Wav2Vec2Config(
@@ -37,6 +39,7 @@ def classifier(labels: tuple[str, ...] = LABELS, norm: str = "group", mask: bool
         num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
         classifier_proj_size=16,
+        use_weighted_layer_sum=weighs,
         initializer_range=0.3,
         layerdrop=0.0,
         apply_spec_augment=False,
@@ -50,7 +53,7 @@ def classifier(labels: tuple[str, ...] = LABELS, norm: str = "group", mask: bool
 def small_recipe(folder: Path) -> ModelRecipe:
     """A recipe of that network, saved in the folder; all of it is trained."""
     save_pretrained(classifier(), folder)
-    return ModelRecipe(str(folder), freeze_feature_encoder=False)
+    return ModelRecipe(str(folder), trained="all")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from small_network import quick
 
 from federation.wire.updates import FORMATS
 from kws.config import UPDATE_FORMATS, Augmentation, ConfigError, ExperimentConfig, ModelRecipe, Training, changed
+from kws.metrics import METRICS
 
 
 def test_every_wrong_value_is_reported_together() -> None:
@@ -29,8 +30,15 @@ def test_every_wrong_value_is_reported_together() -> None:
         (ModelRecipe, {"name": ""}),
         (ModelRecipe, {"dropout": 1.0}),
         (ModelRecipe, {"dropout": float("nan")}),
-        (ModelRecipe, {"name": "tiny", "freeze_feature_encoder": True}),
-        (ModelRecipe, {"name": "folder", "freeze_feature_encoder": "maybe"}),
+        (ModelRecipe, {"name": "tiny", "trained": "head"}),
+        (ModelRecipe, {"name": "folder", "trained": "some"}),
+        (ModelRecipe, {"name": "tiny", "revision": "main"}),
+        (ModelRecipe, {"head": "neck"}),
+        (ModelRecipe, {"name": "folder", "trained": "head", "spec_augment": True}),
+        (ModelRecipe, {"lora_rank": 0}),
+        (ModelRecipe, {"top_layers": 1.5}),
+        (ModelRecipe, {"mask_time_prob": 1.0}),
+        (ModelRecipe, {"cut_positions": "yes"}),
         (Training, {"learning_rate": 0.0}),
         (Training, {"learning_rate": float("nan")}),
         (Training, {"weight_decay": -1.0}),
@@ -50,10 +58,20 @@ def test_a_wrong_value_is_refused_when_it_is_given(kind: type, values: dict[str,
     assert list(values)[-1] in str(caught.value)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_any_metric_may_choose_the_best_model(metric: str) -> None:
+    assert ExperimentConfig(best_metric=metric).best_metric == metric
+
+
+def test_an_unknown_metric_is_told_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="best_metric is 'f1'; allowed: loss, accuracy, macro_f1, "):
+        ExperimentConfig(best_metric="f1")
+
+
 def test_pretrained_front_ends_are_frozen_and_tiny_is_not() -> None:
-    assert not ModelRecipe("tiny").frozen
-    assert ModelRecipe("facebook/wav2vec2-base").frozen
-    assert not ModelRecipe("facebook/wav2vec2-base", freeze_feature_encoder=False).frozen
+    assert ModelRecipe("tiny").trains == "all"
+    assert ModelRecipe("facebook/wav2vec2-base").trains == "all_but_feature_encoder"
+    assert ModelRecipe("facebook/wav2vec2-base", trained="head").trains == "head"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +87,7 @@ def test_pretrained_front_ends_are_frozen_and_tiny_is_not() -> None:
         ("training.sampling=balanced", "training.sampling", "balanced"),
         ("model.name=facebook/wav2vec2-base", "model.name", "facebook/wav2vec2-base"),
         ("model.name=/data/a=b", "model.name", "/data/a=b"),
-        ("model.freeze_feature_encoder=false", "model.freeze_feature_encoder", False),  # the default is None
+        ("model.trained=all", "model.trained", "all"),  # the default is None
         ("best_metric=macro_f1", "best_metric", "macro_f1"),
     ],
 )
@@ -107,7 +125,7 @@ def test_changes_add_up_and_the_last_wins() -> None:
         ("training.rounds=[", ("training.rounds=[",)),
         ("training.rounds=0", ("training.rounds is 0", "at least 1")),
         ("training.sampling=half", ("training.sampling is 'half'", "all, balanced")),
-        ("model.freeze_feature_encoder=true", ("tiny",)),
+        ("model.trained=head", ("tiny",)),
     ],
 )
 def test_a_wrong_change_says_what_is_allowed(change: str, texts: tuple[str, ...]) -> None:

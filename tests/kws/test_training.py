@@ -105,9 +105,10 @@ def test_tones_are_learned(recipe: ModelRecipe) -> None:
     assert after.accuracy > 0.8
 
 
-def test_what_a_round_reports(recipe: ModelRecipe) -> None:
-    """At a rate of nearly nothing and without dropout, the mean over the round is the model's own loss."""
-    training = plain(learning_rate=1e-12, batch_size=7)  # the last batch is smaller, and counts by its clips
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_what_a_round_reports(recipe: ModelRecipe, smoothing: float) -> None:
+    """At a rate of nearly nothing and without dropout, the mean over the round is what an evaluation gives."""
+    training = plain(learning_rate=1e-12, batch_size=7, label_smoothing=smoothing)  # the last batch is smaller
     model = build_model(replace(recipe, dropout=0.0), 0, SUPERB_KS)
     measured = train_round(model, build_optimizer(model, training), CLIPS, training, 0, 1)
     scores = evaluate(model, CLIPS)
@@ -145,5 +146,12 @@ def test_evaluate_answers_every_clip_in_order_and_changes_nothing(recipe: ModelR
     assert np.array_equal(scores.labels, clips.labels)
     labels = torch.from_numpy(clips.labels)
     assert scores.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert scores.logits.dtype == np.float32
+    np.testing.assert_allclose(scores.logits, logits.numpy(), rtol=1e-4, atol=1e-5)
     assert evaluate(model, clips).scalars() == scores.scalars()
     assert equal(trained_weights(model), before)
+
+
+def test_there_has_to_be_something_to_evaluate(recipe: ModelRecipe) -> None:
+    with pytest.raises(ValueError, match="no clips to evaluate"):
+        evaluate(build_model(recipe, 0, SUPERB_KS), Tones.make(0))

@@ -11,6 +11,7 @@ import pytest
 from small_network import plain, small_recipe
 
 from kws.config import ExperimentConfig, ModelRecipe
+from kws.metrics import METRICS
 from kws.model import ModelError, build_model, load_weights
 from kws.training import evaluate
 from lab.baselines import train_baselines
@@ -27,22 +28,23 @@ from shard_descriptors.utterances import Utterance
 NAMES = ["pooled", "envoy alone", "envoy_two alone"]
 
 
-def shards_of(corpus: Path) -> tuple[dict[str, tuple[int, list[Utterance]]], ClipSet]:
+def shards_of(corpus: Path) -> tuple[dict[str, tuple[int, list[Utterance]]], ClipSet, ClipSet]:
     utterances = load(corpus).utterances
     assigned = assign(utterances, Speakers(), 2, 0)
     shards = {
         site: (number, [u for u in shard_of(utterances, assigned, number) if u.split == "train"])
         for number, site in enumerate(("envoy", "envoy_two"), start=1)
     }
-    return shards, ClipSet([u for u in utterances if u.split == "test"])
+    validation, test = (ClipSet([u for u in utterances if u.split == split]) for split in ("validation", "test"))
+    return shards, validation, test
 
 
 def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path: Path) -> None:
-    shards, test = shards_of(tiny_corpus)
-    config = ExperimentConfig(small_recipe(tmp_path / "model"), plain(rounds=2, batch_size=32))
+    shards, validation, test = shards_of(tiny_corpus)
+    config = ExperimentConfig(small_recipe(tmp_path / "model"), plain(rounds=2, batch_size=32), best_metric="loss")
     run = Run.create(tmp_path)
     environment = dict(os.environ)
-    evaluations = train_baselines(config, shards, test, run, cores=1)
+    evaluations = train_baselines(config, shards, validation, test, run, cores=1)
 
     assert list(evaluations) == NAMES
     assert alone("envoy") == "envoy alone"
@@ -50,24 +52,39 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
     for evaluation in evaluations.values():
         assert np.array_equal(evaluation.labels, truth)
     lines = run.metrics()
-    assert set(zip(lines["site"], lines["round"], strict=True)) == {(name, n) for name in NAMES for n in (1, 2)}
-    assert set(lines["metric"]) == {"loss", "accuracy"}
+    trained, validated = (lines[lines["task"] == task] for task in ("train", "validate"))
+    assert set(zip(trained["site"], trained["round"], strict=True)) == {(name, n) for name in NAMES for n in (1, 2)}
+    assert set(zip(validated["site"], validated["round"], strict=True)) == {
+        (name, n) for name in NAMES for n in (0, 1, 2)
+    }
+    assert set(trained["metric"]) == {"loss", "accuracy"}
+    assert set(validated["metric"]) == METRICS.keys()
     workers = [child.cmdline() for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
     assert not [command for command in workers if any("spawn_main" in part for part in command)]
     assert dict(os.environ) == environment
 
-    # The pooled model is the simulation with one site that holds everything.
+    # The pooled model is the best round of the simulation with one site that holds everything.
     everything = ClipSet([u for _, own in shards.values() for u in own])
     model = build_model(config.model, config.training.seed, SUPERB_KS)
-    load_weights(model, federated_averaging(config, {"pooled": (0, everything)}, lambda *_: None))
-    assert evaluate(model, test).scalars() == pytest.approx(evaluations["pooled"].scalars(), rel=1e-4)
+    rounds = []
+    federated_averaging(
+        config, {"pooled": (0, everything)}, lambda *_: None, "cpu", lambda _, weights: rounds.append(weights)
+    )
+    losses = []
+    for weights in rounds:
+        load_weights(model, weights)
+        losses.append(evaluate(model, validation).loss)
+    pooled = validated[(validated["site"] == "pooled") & (validated["metric"] == "loss")]
+    assert list(pooled["value"]) == pytest.approx(losses, rel=1e-4)
+    load_weights(model, rounds[int(np.argmin(losses))])
+    assert evaluate(model, test).scalars() == pytest.approx(evaluations["pooled"].scalars(), rel=1e-3)
 
 
 def test_an_error_in_a_worker_reaches_the_caller(tiny_corpus: Path, tmp_path: Path) -> None:
-    shards, test = shards_of(tiny_corpus)
+    shards, validation, test = shards_of(tiny_corpus)
     config = ExperimentConfig(ModelRecipe(str(tmp_path)), plain())
     with pytest.raises(ModelError, match=str(tmp_path)):
-        train_baselines(config, shards, test, Run.create(tmp_path / "runs"), cores=1)
+        train_baselines(config, shards, validation, test, Run.create(tmp_path / "runs"), cores=1)
 
 
 ENDLESS = """
@@ -84,7 +101,8 @@ if __name__ == "__main__":
     utterances = load(Path(corpus)).utterances
     train = [u for u in utterances if u.split == "train"]
     config = ExperimentConfig(ModelRecipe(model), Training(rounds=100_000))
-    train_baselines(config, {"envoy": (1, train)}, ClipSet(utterances[:1]), Run(Path(run)), cores=1)
+    clips = ClipSet(utterances[:1])
+    train_baselines(config, {"envoy": (1, train)}, clips, clips, Run(Path(run)), cores=1)
 """
 
 

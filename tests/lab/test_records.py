@@ -1,8 +1,10 @@
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -46,6 +48,33 @@ def test_metrics_come_back_as_they_went(tmp_path: Path) -> None:
     for line in lines[2:]:
         run.add_metric(*line)
     pd.testing.assert_frame_equal(run.metrics(), pd.DataFrame(lines, columns=COLUMNS), check_exact=True)
+
+
+def test_a_line_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notebook asks for all metrics again and again: that must not be quadratic."""
+    parsed: list[str] = []
+
+    def loads(line: str) -> object:
+        parsed.append(line)
+        return json.loads(line)
+
+    run = Run.create(tmp_path)
+    monkeypatch.setattr("lab.records.json", SimpleNamespace(loads=loads, dumps=json.dumps))
+    for number in range(50):
+        run.add_metric(number, "north", "train", "loss", float(number))
+        assert list(run.metrics()["round"]) == list(range(number + 1))
+    assert len(parsed) == 50
+    with run.metrics_path.open("a") as file:
+        file.write('{"round": 50, "site": "nor')
+        file.flush()
+        assert len(run.metrics()) == 50, "half a line is not there yet"
+        file.write('th", "task": "train", "metric": "loss", "value": 1.0}\n')
+        file.flush()
+        assert list(run.metrics()["round"]) == list(range(51))
+    table = run.metrics()
+    table["value"] = 0.0
+    assert run.metrics()["value"].sum() > 0, "what is handed out is the caller's own"
+    pd.testing.assert_frame_equal(pickle.loads(pickle.dumps(run)).metrics(), run.metrics())
 
 
 @pytest.mark.parametrize("touched", [False, True])

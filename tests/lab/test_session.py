@@ -1,19 +1,25 @@
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from answers import predictions
+from recordings import sound, write
 
 from kws.config import ConfigError, ExperimentConfig
 from kws.metrics import Evaluation
 from lab import session
+from lab.claims import Overlap
+from lab.predictions import Predictions
 from lab.records import Run
 from shard_descriptors.clips.clip_set import ClipSet
 from shard_descriptors.corpus import ClipFormat
 from shard_descriptors.labels import LABELS
 from shard_descriptors.partition.contract import assign, digest, shard_of
 from shard_descriptors.partition.schemes import scheme_of
+from shard_descriptors.sources.registry import open_corpus
 from shard_descriptors.sources.speech_commands import load
 
 Shards = dict[str, dict[str, Any]]
@@ -96,37 +102,66 @@ def test_another_corpus_is_refused(tiny_corpus: Path, monkeypatch: pytest.Monkey
         assert text in str(caught.value)
 
 
-def test_mistakes_name_the_clips(tiny_corpus: Path) -> None:
+def test_a_corpus_without_a_test_split_is_told_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "x.csv"
+    rows = ["path,label,speaker,split"]
+    for n, (speaker, label, split) in enumerate(product("ab", ("yes", "no"), ("train", "validation"))):
+        rows.append(f"{write(tmp_path / f'{n}.wav', sound(n)).name},{label},{speaker},{split}")
+    table.write_text("\n".join(rows))
+    corpus = open_corpus(source="table", data_path=str(table))
+    name = digest(corpus.utterances, assign(corpus.utterances, scheme_of("speakers"), 2, 0))
+    shards = {"envoy": {"shard": 1, "of": 2, "seed": 0, "scheme": {"scheme": "speakers"}, "partition": name,
+                        "corpus": corpus.name, "settings": {}}}  # fmt: skip
+    with pytest.raises(ValueError, match=r"has no test utterances.*own_recordings\.ipynb"):
+        session.local_corpus(shards, source="table", data_path=str(table))
+
+
+def test_the_mistakes_that_are_shown_are_the_most_certain_one_a_label(tiny_corpus: Path) -> None:
     clips = ClipSet([u for u in load(tiny_corpus).utterances if u.split == "test"])
-    answers = clips.labels.copy()
-    assert session.mistakes(Evaluation(clips.labels, answers, 0.1), clips, LABELS).empty
-    answers[[2, 5]] = (clips.labels[[2, 5]] + 1) % 12
-    table = session.mistakes(Evaluation(clips.labels, answers, 0.1), clips, LABELS)
-    assert list(table["clip"]) == [2, 5]
-    for row, number in zip(table.itertuples(), (2, 5), strict=True):
-        assert row.file == clips.utterances[number].name
-        assert row.true == clips.utterances[number].label
-        assert row.answered == LABELS[answers[number]]
+    logits = 9 * np.eye(len(LABELS), dtype=np.float32)[clips.labels]
+    assert session.mistakes(Evaluation(clips.labels, logits), clips, LABELS).empty
+    yes, no = (np.flatnonzero(clips.labels == LABELS.index(label)) for label in ("yes", "no"))
+    for number, sharpness in ((yes[0], 2.0), (yes[1], 6.0), (no[0], 4.0), (no[1], 3.0)):
+        logits[number] = sharpness * np.eye(len(LABELS))[(clips.labels[number] + 1) % len(LABELS)]
+    table = session.mistakes(Evaluation(clips.labels, logits), clips, LABELS)
+    assert list(table["clip"]) == [yes[1], no[0]]
+    assert list(table["true"]) == ["yes", "no"]
+    assert list(table["answered"]) == [LABELS[LABELS.index("yes") + 1], LABELS[LABELS.index("no") + 1]]
+    assert list(table["probability"]) == pytest.approx([np.exp(s) / (np.exp(s) + 11) for s in (6, 4)], rel=1e-5)
+    assert list(table["file"]) == [clips.utterances[number].name for number in table["clip"]]
 
 
 @pytest.mark.parametrize("baselines", [True, False])
-def test_finish_writes_the_summary(tmp_path: Path, baselines: bool) -> None:
-    labels = np.arange(10)
+def test_finish_keeps_the_predictions_and_a_summary_of_them(tmp_path: Path, baselines: bool) -> None:
+    models = ("federated", "pooled", "envoy alone", "envoy_two alone") if baselines else ("federated",)
+    some = predictions(np.random.default_rng(0), models=models)
     shards: Shards = {site: {"corpus": "synthetic", "partition": "0123456789ab"} for site in ("envoy", "envoy_two")}
-    wrong = {"federated": 4, "pooled": 2, "envoy alone": 6, "envoy_two alone": 5}
-    evaluations = {
-        name: Evaluation(labels, np.where(labels < count, 11, labels), 0.5)
-        for name, count in wrong.items()
-        if baselines or name == "federated"
-    }
     run = Run.create(tmp_path)
-    table = session.finish(run, ExperimentConfig(), shards, evaluations, 12.5)
+    table = session.finish(run, ExperimentConfig(), shards, 12.5, some, Overlap(28, 0, 0, 0, len(some), 0))
     summary = run.summary()
-    assert summary["accuracy"] == pytest.approx(0.6)
+    accuracy = {model: evaluation.accuracy for model, evaluation in some.evaluations.items()}
+    assert summary["accuracy"] == accuracy["federated"]
+    assert summary["macro_f1"] == some.evaluations["federated"].macro_f1
     assert summary["rounds"] == ExperimentConfig().training.rounds
     assert (summary["sites"], summary["corpus"]) == (["envoy", "envoy_two"], "synthetic")
-    assert (summary["seconds"], summary["test_utterances"]) == (12.5, 10)
-    assert summary["pooled_accuracy"] == (pytest.approx(0.8) if baselines else None)
-    assert summary["local_accuracies"] == (pytest.approx({"envoy": 0.4, "envoy_two": 0.5}) if baselines else {})
-    assert list(table.index) == list(evaluations)
-    assert table.loc["federated", "accuracy"] == 0.6
+    assert (summary["seconds"], summary["test_utterances"]) == (12.5, len(some))
+    assert summary["pooled_accuracy"] == accuracy.get("pooled")
+    own = {site: accuracy[f"{site} alone"] for site in shards} if baselines else {}
+    assert summary["local_accuracies"] == own
+    assert summary["test_of"] == "28 speakers that no site trained on"
+    assert summary["overlap"]["equal"] == 0
+    assert list(table.index) == list(models)
+    again = session.figures(Predictions.load(run.predictions_path), "accuracy", shards)
+    assert again == {name: summary[name] for name in again}, "every figure of the table can be computed again"
+
+
+def test_finish_without_a_test_set(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    run.add_metrics(1, "aggregator", "validate_global", {"loss": 0.5, "accuracy": 0.75})
+    shards: Shards = {"envoy": {"corpus": "own", "partition": "0123456789ab"}}
+    table = session.finish(run, ExperimentConfig(), shards, 1.0)
+    assert table.loc["federated, in validation", "accuracy"] == 0.75
+    assert (run.summary()["accuracy"], run.summary()["test_utterances"]) == (None, 0)
+    assert not run.predictions_path.exists()

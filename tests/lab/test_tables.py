@@ -1,10 +1,25 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from answers import LABELS, answered, predictions
 
+from kws.metrics import METRICS, Metric
 from lab.records import Run
-from lab.tables import SCORES, history, results, rounds
+from lab.session import figures
+from lab.tables import (
+    best_validation,
+    history,
+    results,
+    rounds,
+    shown_each_round,
+    sites_of,
+    validation_by_label,
+)
+from rules.scores import Score
+
+SCORES = ("loss", "accuracy", "macro_f1")
 
 
 @pytest.fixture
@@ -50,15 +65,67 @@ def test_rounds_of_a_run_that_was_stopped(run: Run) -> None:
     assert rounds(metrics[:0]).empty
 
 
-def test_results_and_the_share_of_the_pooled() -> None:
-    test = {
-        "federated": {"loss": 0.5, "accuracy": 0.6, "macro_f1": 0.5},
-        "pooled": {"loss": 0.4, "accuracy": 0.8, "macro_f1": 0.7},
-    }
-    table = results({"test": test})
-    assert list(table.index) == ["federated", "pooled"]
-    assert table.loc["federated", "of pooled"] == pytest.approx(0.75)
-    assert table.loc["pooled", "of pooled"] == 1
-    alone = results({"test": {"federated": test["federated"]}})
-    assert list(alone.columns) == list(SCORES)
-    assert alone.loc["federated", "accuracy"] == 0.6
+def test_the_best_round_is_told_by_a_metric_and_its_direction(run: Run) -> None:
+    for number, (loss, accuracy) in enumerate([(3.0, 0.5), (1.0, 0.4), (2.0, 0.5)], start=1):
+        run.add_metrics(
+            number, "aggregator", "validate_global", {"loss": loss, "accuracy": accuracy, "sum/true/0": 7.0}
+        )
+    metrics = run.metrics()
+    assert best_validation(metrics, "loss") == {"round": 2, "loss": 1.0, "accuracy": 0.4, "macro_f1": 202.0}
+    assert best_validation(metrics, "accuracy") == {"round": 3, "loss": 2.0, "accuracy": 0.5}, "of equals the last"
+    assert best_validation(metrics[:0], "loss") == {}
+
+
+def test_sites_are_who_has_validated(run: Run) -> None:
+    run.add_metric(1, "pooled", "train", "loss", 1.0)
+    assert sites_of(run.metrics()) == ["north", "south"]
+
+
+def test_the_sites_validation_by_label(run: Run) -> None:
+    parts = [answered(np.array([0, 0, 1]), np.array([1, 0, 1], bool)), answered(np.array([2]), np.array([1], bool))]
+    whole = parts[0].merge(parts[1])
+    run.add_metrics(2, "aggregator", "validate_global", whole.sums())
+    table = validation_by_label(run.metrics(), 2, LABELS)
+    assert table.equals(whole.per_label(LABELS))
+    assert table.loc["no"].to_dict() == pytest.approx(
+        {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "iou": 0.5, "utterances": 1}
+    )
+
+
+def test_results_have_intervals_and_the_difference_to_each() -> None:
+    some = predictions(np.random.default_rng(0), models=("federated", "pooled", "envoy alone"))
+    summary = figures(some, "macro_f1", ["envoy"])
+    table = results(summary)
+    assert list(table.index) == ["federated", "pooled", "envoy alone"]
+    assert [name for name in table.columns if name in METRICS] == list(METRICS)
+    low, high = summary["intervals"]["pooled"]["accuracy"]
+    value = some.evaluations["pooled"].accuracy
+    assert table.loc["pooled", "accuracy"] == f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    assert low < value < high
+    differences = table["federated minus it (macro_f1)"]
+    assert differences["federated"] == ""
+    value, low, high = summary["differences"]["pooled"]["macro_f1"]
+    assert value == pytest.approx(some.evaluations["federated"].macro_f1 - some.evaluations["pooled"].macro_f1)
+    assert differences["pooled"] == f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    assert table.loc["federated", "worst speaker"] == f"{some.by_speaker()['federated'].min():.2f}"
+    assert [name for name in results(summary, every=False).columns if name in METRICS] == list(SCORES)
+
+
+def test_results_where_there_was_nothing_to_test_on() -> None:
+    summary = figures(None, "accuracy", ["envoy"]) | {"validation": {"round": 3, "loss": 0.5}}
+    assert results(summary).loc["federated, in validation"].to_dict() == {"round": 3, "loss": 0.5}
+
+
+def test_a_metric_of_one_entry_is_in_every_table(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    recall = Metric("balanced accuracy", Score("mean", {"right": 1}, {"true": 1}))
+    monkeypatch.setitem(METRICS, "balanced_accuracy", recall)
+    run.add_metric(2, "north", "validate_local", "balanced_accuracy", 0.25)
+    run.add_metric(2, "aggregator", "validate_global", "balanced_accuracy", 0.75)
+    assert rounds(run.metrics()).loc[2, ("north", "balanced_accuracy")] == 0.25
+    assert rounds(run.metrics()).loc[2, ("average", "balanced_accuracy")] == 0.75
+    assert best_validation(run.metrics(), "balanced_accuracy")["balanced_accuracy"] == 0.75
+    summary = figures(predictions(np.random.default_rng(0)), "balanced_accuracy", [])
+    table = results(summary, every=False)
+    assert "[" in table.loc["federated", "balanced_accuracy"]
+    assert table.loc["pooled", "federated minus it (balanced_accuracy)"][0] in "+-"
+    assert shown_each_round() == [*SCORES, "balanced_accuracy"]

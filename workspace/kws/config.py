@@ -9,9 +9,12 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from kws.metrics import METRICS
+
 UPDATE_FORMATS = ("float32", "float16", "bfloat16", "int8")
-BEST_METRICS = ("accuracy", "macro_f1")
 SAMPLINGS = ("all", "balanced")
+HEADS = ("own", "weighted_sum", "adapter")
+TRAINED = ("all", "all_but_feature_encoder", "top_layers", "head", "lora", "biases_and_norms")
 
 
 class ConfigError(ValueError):
@@ -23,33 +26,89 @@ class ModelRecipe:
     """How the classifier is made.
 
     `name` is "tiny" (a small network trained from scratch), the name of a model on the Hugging Face hub
-    ("facebook/wav2vec2-base"), or a local folder in the same form. `freeze_feature_encoder` keeps the convolutional
-    front end as it was pretrained: None means yes for pretrained weights, no for "tiny". `dropout` (0 to 1) is
-    applied inside the transformer.
+    ("facebook/wav2vec2-base"), or a local folder in the same form; `revision` pins a hub model to a commit or tag.
+
+    `head`: "own" is the library's; "weighted_sum" is linear on the softmax-weighted sum of all layers, by way of
+    `head_size` (SUPERB: Yang et al. 2021); "adapter" goes through `adapter_hidden_size` in every frame and has a
+    classifier of two layers.
+
+    `trained` says which tensors are trained and therefore federated: "all", "all_but_feature_encoder", the
+    `top_layers` last layers of the encoder ("top_layers"), "head", "lora" (of rank `lora_rank`, scaled by
+    `lora_alpha` / rank; FFA-LoRA: Sun et al. 2024), or "biases_and_norms" (BitFit: Zaken et al. 2022); all but the
+    first with the head. None means all for "tiny", all but the feature encoder for pretrained weights. What is frozen
+    behaves in training as it does in evaluation.
+
+    `cut_positions` cuts Whisper's positions from 30 s to the length of a clip. `dropout` (0 to 1) is applied inside
+    the transformer. `gradient_checkpointing` trades time for memory. `spec_augment` masks, in training, about a share
+    `mask_time_prob` of the frames in runs of `mask_time_length`, and `mask_feature_prob` of the hidden dimensions in
+    runs of `mask_feature_length` (Park et al. 2019).
     """
 
     name: str = "tiny"
-    freeze_feature_encoder: bool | None = None
+    revision: str | None = None
+    head: str = "own"
+    head_size: int = 256
+    adapter_hidden_size: int = 128
+    trained: str | None = None
+    top_layers: int = 2
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    cut_positions: bool = False
     dropout: float = 0.1
+    gradient_checkpointing: bool = False
+    spec_augment: bool = False
+    mask_time_prob: float = 0.05
+    mask_time_length: int = 10
+    mask_feature_prob: float = 0.0
+    mask_feature_length: int = 10
 
     def __post_init__(self) -> None:
         _check(
             (not self.name, "model.name is empty; give 'tiny', a hub name or a folder"),
-            (not 0 <= self.dropout < 1, f"model.dropout is {self.dropout}; allowed: 0 to below 1"),
+            (self.head not in HEADS, f"model.head is {self.head!r}; allowed: {', '.join(HEADS)}"),
             (
-                self.freeze_feature_encoder not in (None, True, False),
-                f"model.freeze_feature_encoder is {self.freeze_feature_encoder!r}; allowed: true, false or null",
+                self.trained not in (None, *TRAINED),
+                f"model.trained is {self.trained!r}; allowed: {', '.join(TRAINED)} or null",
             ),
             (
-                self.name == "tiny" and self.freeze_feature_encoder is True,
-                "model.freeze_feature_encoder: the feature encoder of 'tiny' starts untrained and must not be frozen",
+                self.name == "tiny" and self.trained not in (None, "all"),
+                f"model.trained is {self.trained!r}: 'tiny' starts untrained, all of it must be trained",
+            ),
+            (
+                self.name == "tiny" and self.revision is not None,
+                "model.revision is for models of the hub; 'tiny' has none",
+            ),
+            (
+                self.spec_augment and self.trained == "head",
+                "model.spec_augment has no effect where model.trained is 'head': the encoder is in evaluation mode",
+            ),
+            *(
+                (not _whole(value, 1), f"model.{name} is {value}; a whole number, at least 1")
+                for name, value in self._of(*_MODEL_COUNTS)
+            ),
+            *(
+                (not isinstance(value, bool), f"model.{name} is {value!r}; allowed: true, false")
+                for name, value in self._of("cut_positions", "gradient_checkpointing", "spec_augment")
+            ),
+            *(
+                (not 0 <= value < 1, f"model.{name} is {value}; allowed: 0 to below 1")
+                for name, value in self._of("dropout", "mask_time_prob", "mask_feature_prob")
             ),
         )
 
+    def _of(self, *names: str) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in names]
+
     @property
-    def frozen(self) -> bool:
-        """Whether the feature encoder stays as it is."""
-        return self.name != "tiny" if self.freeze_feature_encoder is None else self.freeze_feature_encoder
+    def trains(self) -> str:
+        """What of it is trained, where `trained` leaves that to the kind of model."""
+        return self.trained or ("all" if self.name == "tiny" else "all_but_feature_encoder")
+
+
+_MODEL_COUNTS = (
+    "head_size", "adapter_hidden_size", "top_layers", "lora_rank", "lora_alpha",
+    "mask_time_length", "mask_feature_length",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,7 +191,7 @@ _COUNTS = ("rounds", "local_epochs", "batch_size")
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """A whole experiment: model, local training and the metric by which the best model is chosen.
+    """A whole experiment: model, local training and the metric by which the best model is chosen (one of `METRICS`).
 
     `update_format` is how the sites send what they have trained: "float32", or the change in fewer bits, where what is
     rounded off is made up for in the next round ("float16" and "bfloat16": half the bytes, "int8": a quarter).
@@ -144,10 +203,10 @@ class ExperimentConfig:
     update_format: str = "float32"
 
     def __post_init__(self) -> None:
-        allowed = ", ".join(BEST_METRICS)
+        allowed = ", ".join(METRICS)
         formats = ", ".join(UPDATE_FORMATS)
         _check(
-            (self.best_metric not in BEST_METRICS, f"best_metric is {self.best_metric!r}; allowed: {allowed}"),
+            (self.best_metric not in METRICS, f"best_metric is {self.best_metric!r}; allowed: {allowed}"),
             (self.update_format not in UPDATE_FORMATS, f"update_format is {self.update_format!r}; allowed: {formats}"),
         )
 

@@ -14,7 +14,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, ModelInte
 from openfl.plugins.frameworks_adapters.framework_adapter_interface import FrameworkAdapterPluginInterface
 
 from kws.config import ExperimentConfig
-from kws.model import Classifier, build_model, load_weights, trained_tensors
+from kws.model import Classifier, build_model, check_frozen, load_weights, trained_tensors
 from kws.training import build_optimizer, evaluate, train_round
 from shard_descriptors.corpus import ClipFormat
 
@@ -51,17 +51,26 @@ class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
 
 
 class ClassifierProvider(ModelInterface):  # type: ignore[misc]
-    """The recipe of the model, which is built when it is asked for."""
+    """The recipe of the model, which is built when it is asked for.
 
-    def __init__(self, config: ExperimentConfig, form: ClipFormat) -> None:
+    frozen: the digest that its frozen part has to have; None: any.
+    """
+
+    def __init__(self, config: ExperimentConfig, form: ClipFormat, frozen: str | None = None) -> None:
         super().__init__(model=None, optimizer=None, framework_plugin="kws.tasks.TrainedTensors")
-        self.config, self.format = config, form
+        self.config, self.format, self.frozen = config, form, frozen
         self.model: Classifier | None = None
 
     def provide_model(self) -> Classifier:
-        """The one model of this process."""
+        """The one model of this process.
+
+        Raises:
+            ModelError: it cannot be built here, or its frozen part is not the experimenter's.
+        """
         if self.model is None:
             self.model = build_model(self.config.model, self.config.training.seed, self.format)
+            if self.frozen is not None:
+                check_frozen(self.model, self.frozen)
         return self.model
 
     def provide_optimizer(self) -> Any:
@@ -118,8 +127,8 @@ def train(model: Classifier, data: ShardData, device: str, optimizer: Any, round
 
 @TASKS.register_fl_task(model="model", data_loader="data", device="device")  # type: ignore[untyped-decorator]
 def validate(model: Classifier, data: ShardData, device: str) -> dict[str, float]:
-    """Validation on the site's own validation speakers."""
-    return evaluate(model, data.validation_clips).scalars()
+    """Validation on the site's own validation speakers: counts, of which the director makes scores."""
+    return evaluate(model, data.validation_clips).sums()
 
 
 def settings_of(config: ExperimentConfig, form: ClipFormat, frozen: str | None = None) -> dict[str, Any]:
@@ -139,4 +148,4 @@ def experiment(settings: Mapping[str, Any]) -> tuple[ClassifierProvider, TaskInt
     config = ExperimentConfig.from_dict(settings["config"])
     given = settings["format"]
     form = ClipFormat(**{**given, "labels": tuple(given["labels"])})
-    return ClassifierProvider(config, form), TASKS, ShardData(config)
+    return ClassifierProvider(config, form, settings["frozen"]), TASKS, ShardData(config)

@@ -35,7 +35,8 @@ def train_round(
     a repeated round gives the same weights.
 
     Returns:
-        Mean training loss (nats) and accuracy of the round, measured while training.
+        Mean cross-entropy (nats) and accuracy of the round, measured while training, on the clips as they were
+        changed. Without label smoothing, so that it compares with the validation's.
     """
     seed = round_seed(training.seed, shard, rounds_done)
     set_seed(seed % 2**32)
@@ -60,23 +61,25 @@ def train_round(
             optimizer.step()
             step += 1
             seen += len(labels)
-            loss_sum += loss.item() * len(labels)
+            plain = torch.nn.functional.cross_entropy(logits.detach(), labels) if training.label_smoothing else loss
+            loss_sum += plain.item() * len(labels)
             right += int((logits.argmax(-1) == labels).sum())
     return {"loss": loss_sum / seen, "accuracy": right / seen}
 
 
 @torch.inference_mode()
 def evaluate(model: Classifier, clips: Clips) -> Evaluation:
-    """The model's answers to all clips, with dropout off."""
+    """The model's answers to all clips, with dropout off.
+
+    Raises:
+        ValueError: there are no clips.
+    """
+    if not len(clips):
+        raise ValueError("there are no clips to evaluate the model on; give each site, and the test, one at least")
     device = next(model.parameters()).device
     model.eval()
-    loss_sum, predictions = 0.0, []
-    for batch in in_order(clips, EVALUATION_BATCH):
-        labels = batch.labels.to(device)
-        logits = model(batch.waveforms.to(device))
-        loss_sum += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        predictions.append(logits.argmax(-1).cpu().numpy())
-    return Evaluation(clips.labels, np.concatenate(predictions), loss_sum / len(clips))
+    logits = [model(batch.waveforms.to(device)).float().cpu().numpy() for batch in in_order(clips, EVALUATION_BATCH)]
+    return Evaluation(clips.labels, np.concatenate(logits))
 
 
 def learning_rate(training: Training, step: int, total: int) -> float:

@@ -1,4 +1,8 @@
-"""What the federation is compared with: all data in one place, and each site alone. Same budget, same test set.
+"""What the federation is compared with: all data in one place, and each site alone.
+
+As in the federation, the model of every round is validated on the validation speakers of all sites, and the best one by
+`best_metric` is the baseline; of equals the last. As many epochs, and the same test set; an epoch of all data in one
+place has as many steps as one of all sites together.
 
 These need the sites' recordings in one place, so they exist only for a public or synthetic corpus that the experimenter
 has too.
@@ -16,14 +20,13 @@ from multiprocessing.connection import wait
 import torch
 
 from kws.config import ExperimentConfig
-from kws.metrics import Evaluation
+from kws.metrics import METRICS, Evaluation
 from kws.model import build_model, load_weights
 from kws.training import evaluate
 from lab.records import Run
-from lab.simulation import federated_averaging
+from lab.simulation import Weights, federated_averaging
 from lab.tables import POOLED, alone
 from shard_descriptors.clips.clip_set import ClipSet
-from shard_descriptors.corpus import ClipFormat
 from shard_descriptors.utterances import Utterance
 
 
@@ -39,6 +42,7 @@ class Baseline:
 def train_baselines(
     config: ExperimentConfig,
     shards: Mapping[str, tuple[int, Sequence[Utterance]]],
+    validation: ClipSet,
     test: ClipSet,
     run: Run,
     cores: int,
@@ -48,12 +52,13 @@ def train_baselines(
     Args:
         config: the experiment of the federation.
         shards: by site, the number of its shard and its training utterances.
-        test: clips of speakers that are in none of them.
+        validation: clips by which the best round is chosen: those of all sites.
+        test: clips to evaluate the best models on.
         run: gets a metrics line for every round.
         cores: cores to share; each training gets as many threads as there are cores for it.
 
     Returns:
-        The evaluation of each final model on the test utterances, by baseline.
+        The evaluation of each baseline's best model on the test utterances, by its name.
     """
     pooled = tuple(utterance for _, own in shards.values() for utterance in own)
     jobs = [Baseline(POOLED, 0, pooled)]
@@ -64,19 +69,28 @@ def train_baselines(
         _environment(OMP_NUM_THREADS=str(cores // workers), OMP_WAIT_POLICY="PASSIVE"),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool,
     ):
-        results = {job.name: pool.submit(_train, config, job, test.utterances, test.format, run) for job in jobs}
+        results = {job.name: pool.submit(_train, config, job, validation, test, run) for job in jobs}
         return {name: result.result() for name, result in results.items()}
 
 
-def _train(
-    config: ExperimentConfig, job: Baseline, test: tuple[Utterance, ...], form: ClipFormat, run: Run
-) -> Evaluation:
+def _train(config: ExperimentConfig, job: Baseline, validation: ClipSet, test: ClipSet, run: Run) -> Evaluation:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sites = {job.name: (job.shard, ClipSet(job.train, form))}
-    weights = federated_averaging(config, sites, run.add_metrics, device)
-    model = build_model(config.model, config.training.seed, form).to(torch.device(device))
-    load_weights(model, weights)
-    return evaluate(model, ClipSet(test, form))
+    model = build_model(config.model, config.training.seed, test.format).to(torch.device(device))
+    best: tuple[float, Weights] | None = None
+
+    def choose(done: int, weights: Weights) -> None:
+        nonlocal best
+        load_weights(model, weights)
+        scores = evaluate(model, validation).scalars()
+        run.add_metrics(done, job.name, "validate", scores)
+        if best is None or METRICS[config.best_metric].better(scores[config.best_metric], best[0]):
+            best = scores[config.best_metric], weights
+
+    sites = {job.name: (job.shard, ClipSet(job.train, test.format))}
+    federated_averaging(config, sites, run.add_metrics, device, after_round=choose)
+    assert best is not None
+    load_weights(model, best[1])
+    return evaluate(model, test)
 
 
 def _leave_with_parent() -> None:

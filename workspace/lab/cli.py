@@ -76,10 +76,10 @@ def partition(
     plot: Annotated[Path | None, typer.Option(help="Also draw it, into this file.", dir_okay=False)] = None,
 ) -> None:
     """Show who would hold what: utterances, speakers and labels of each shard, and how much the shards differ."""
-    from lab.partitions import as_text, make_preview, values
+    from lab.partitions import as_text, make_preview, scheme_settings, values
 
     try:
-        chosen = {"scheme": scheme or "speakers", **values(option or [])} if scheme or option else None
+        chosen = scheme_settings(scheme, option or [])
         shown = make_preview(site, chosen, source=source, data_path=data, of=shards, seed=seed, **values(setting or []))
         typer.echo(dumps(shown, indent=2) if json else as_text(shown, split))
         if plot:

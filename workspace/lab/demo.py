@@ -183,9 +183,10 @@ async def _show_progress(run: Run) -> None:
             print(f"round {key[0]:3d}  {key[1]:<16} left out", flush=True)
         values = shown.setdefault(key, {})
         values[line["metric"]] = line["value"]
-        complete = {"train": 2}.get(line["task"], len(tables.SCORES))
-        if len(values) == complete and (line["site"] != tables.GLOBAL or line["task"] == "validate_global"):
-            scores = "  ".join(f"{metric} {value:.3f}" for metric, value in values.items())
+        expected = ["loss", "accuracy"] if line["task"] == "train" else tables.shown_each_round()
+        complete = line["metric"] in expected and values.keys() >= set(expected)
+        if complete and (line["site"] != tables.GLOBAL or line["task"] == "validate_global"):
+            scores = "  ".join(f"{metric} {values[metric]:.3f}" for metric in expected)
             print(f"round {key[0]:3d}  {key[1]:<16} {key[2]:<16} {scores}", flush=True)
 
 
@@ -193,8 +194,9 @@ def _show_results(run: Run, seconds: float) -> None:
     summary = run.summary()
     print("\nRounds by site, on validation speakers (`average` is the federated model)\n")
     print(tables.rounds(run.metrics()).to_string(float_format="{:.3f}".format, na_rep=""))
-    print(f"\nFinal models on {summary['test_utterances']} test utterances of speakers that no site trained on\n")
-    print(tables.results(summary).to_string(float_format="{:.3f}".format, na_rep=""))
+    print(f"\nFinal models on {summary['test_utterances']} test utterances of {summary['test_of']}")
+    print(f"(in brackets: 95 % intervals over {summary['drawn']})\n")
+    print(tables.results(summary, every=False).to_string())
     print(f"\ncorpus      {summary['corpus']}{' (synthetic speech)' if summary['corpus'] == 'synthetic' else ''}")
     print(f"time        {seconds / 60:.1f} min")
     for name, path in (

@@ -14,6 +14,8 @@ from shard_descriptors.partition.schemes import scheme_of
 from shard_descriptors.sources.registry import open_corpus
 
 SUPERB_TEMPLATE = "shard_descriptors.superb_ks.SuperbKsShardDescriptor"
+DEFAULT_SCHEME = "speakers"
+"""How Speech Commands is shared out where nothing else is said."""
 
 
 def make_preview(site: Path | None = None, partition: Mapping[str, Any] | None = None, **given: Any) -> Preview:
@@ -27,7 +29,7 @@ def make_preview(site: Path | None = None, partition: Mapping[str, Any] | None =
     Raises:
         CorpusError, PartitionError: as the envoy would.
     """
-    settings: dict[str, Any] = _of_site(site) if site else {"source": "speech_commands", "partition": "speakers"}
+    settings: dict[str, Any] = _of_site(site) if site else {"source": "speech_commands", "partition": DEFAULT_SCHEME}
     settings |= {name: value for name, value in given.items() if value is not None}
     scheme = scheme_of(partition or settings["partition"])
     num_shards, seed = settings.pop("of", None), settings.pop("seed", 0)
@@ -36,6 +38,15 @@ def make_preview(site: Path | None = None, partition: Mapping[str, Any] | None =
     if num_shards is None:
         num_shards = scheme.natural_shards(corpus.utterances) or 2
     return preview(corpus, scheme, num_shards, seed)
+
+
+def scheme_settings(scheme: str | None, options: Sequence[str]) -> dict[str, Any] | None:
+    """What `kws partition` was told of the scheme, as in an `envoy.yaml`; None: nothing. CorpusError as `values`.
+
+    >>> scheme_settings("dirichlet", ["alpha=0.3"])
+    {'scheme': 'dirichlet', 'alpha': 0.3}
+    """
+    return {"scheme": scheme or DEFAULT_SCHEME, **values(options)} if scheme or options else None
 
 
 def values(pairs: Sequence[str]) -> dict[str, Any]:
@@ -104,5 +115,5 @@ def _of_site(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CorpusError(f"{path} is not an envoy.yaml with a shard_descriptor ({error!r})") from error
     if described["template"] == SUPERB_TEMPLATE:
-        settings = {"source": "speech_commands", "partition": "speakers"} | settings
+        settings = {"source": "speech_commands", "partition": DEFAULT_SCHEME} | settings
     return {"partition": "own"} | settings

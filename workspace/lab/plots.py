@@ -1,41 +1,93 @@
-"""What people would rather look at than read: curves, confusion, comparison."""
+"""What people would rather look at than read: curves, confusion, comparison, speakers, calibration."""
 
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kws.metrics import Evaluation
-from lab.tables import GLOBAL, history
+from kws.metrics import METRICS, Evaluation
+from lab.comparison import Comparison
+from lab.predictions import FEDERATED, Predictions
+from lab.tables import GLOBAL, POOLED, history, sites_of
+
+MANY = 11
+"""With more sites than this, curves show the sites' median and range instead of each site."""
+OWN, AVERAGED = "tab:orange", "tab:blue"
 
 
-def curves(metrics: pd.DataFrame) -> Figure:
-    """Training loss of every site, and validation accuracy of every site's own and of the averaged model, by round."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    for axes, task, metric, note in (
-        (left, "train", "loss", ""),
-        (right, "validate_local", "accuracy", ", before averaging"),
-    ):
-        table = history(metrics, task, metric)
-        for site in table.columns.drop(GLOBAL, errors="ignore"):
-            axes.plot(table.index, table[site], marker=".", linewidth=1, label=f"{site}{note}")
-    average = history(metrics, "validate_global", "accuracy")
-    if GLOBAL in average:
-        right.plot(average.index, average[GLOBAL], marker="o", color="black", label="averaged model")
-    left.set(xlabel="round", ylabel="training loss (nats)")
-    right.set(xlabel="round", ylabel="validation accuracy", ylim=(0, 1))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.lines:
-            axes.legend(fontsize=8)
+def curves(metrics: pd.DataFrame, metric: str = "accuracy") -> Figure:
+    """Losses by round, and for every site its own model beside the averaged one, on the same validation speakers.
+
+    The first panel has each site's training loss (its own model, on its training clips as they are changed) and the
+    averaged model's validation loss at all sites: both are plain cross-entropy.
+    """
+    sites = sites_of(metrics)
+    shown = {site: [site] for site in sites} if len(sites) <= MANY else {f"{len(sites)} sites": sites}
+    figure, places = _panels(1 + len(shown))
+    _losses(places[0], metrics, sites)
+    own, averaged = (history(metrics, task, metric) for task in ("validate_local", "validate_global"))
+    for place, (title, among) in zip(places[1:], shown.items(), strict=True):
+        _line(place, own.reindex(columns=among), color=OWN, marker=".", linewidth=1, label="its own model")
+        _line(place, averaged.reindex(columns=among), color=AVERAGED, marker="o", markersize=3, label="averaged model")
+        place.set_title(title, fontsize=10)
+        place.set_ylabel(f"validation {METRICS[metric].title}", fontsize=8)
+    _alike(places[1:], bounded=metric != "loss")
+    for place in places:
+        place.grid(alpha=0.3)
+        place.set_xlabel("round", fontsize=8)
+        place.tick_params(labelsize=8)
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for place in places[:2]:
+        if place.lines:
+            place.legend(fontsize=7)
     return figure
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """So many panels, at most four in a row."""
+    columns = min(count, 4)
+    rows = -(-count // columns)
+    figure = plt.figure(figsize=(3.3 * columns + 0.4, 2.6 * rows + 0.4), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
+
+
+def _losses(place: Axes, metrics: pd.DataFrame, sites: Sequence[str]) -> None:
+    trained = history(metrics, "train", "loss").reindex(columns=sites)
+    if len(sites) <= MANY:
+        for site in sites:
+            place.plot(trained.index, trained[site], color=OWN, marker=".", linewidth=1, alpha=0.6)
+    else:
+        _line(place, trained, color=OWN, marker=".", linewidth=1)
+    validated = history(metrics, "validate_global", "loss").reindex(columns=[GLOBAL])
+    _line(place, validated, color=AVERAGED, marker="o", markersize=3, label="averaged model, validation")
+    if sites and place.lines:
+        place.lines[0].set_label("each site's own, training")
+    place.set_title("loss", fontsize=10)
+    place.set_ylabel(METRICS["loss"].title, fontsize=8)
+    place.set_ylim(bottom=0)
+
+
+def _line(place: Axes, table: pd.DataFrame, **style: Any) -> None:
+    """A line over the rounds; of several columns the median, with their range as a band."""
+    table = table.dropna(how="all")
+    if table.empty:
+        return
+    if table.shape[1] > 1:
+        place.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=style["color"], alpha=0.15)
+    place.plot(table.index, table.median(axis=1), **style)
+
+
+def _alike(places: Sequence[Axes], bounded: bool) -> None:
+    """One scale for all: 0 to 1, or from 0 to the highest of them."""
+    top = 1.0 if bounded else max((place.get_ylim()[1] for place in places), default=1.0)
+    for place in places:
+        place.set_ylim(0, top)
 
 
 def confusion(evaluation: Evaluation, labels: tuple[str, ...]) -> Figure:
@@ -58,35 +110,75 @@ def confusion(evaluation: Evaluation, labels: tuple[str, ...]) -> Figure:
     return figure
 
 
-def comparison(evaluations: Mapping[str, Evaluation]) -> Figure:
-    """Test accuracy of the federation and its baselines, with 95 % intervals over the test utterances (normal)."""
-    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.5 * len(evaluations)), layout="constrained")
-    for place, (name, evaluation) in enumerate(reversed(list(evaluations.items()))):
-        accuracy = evaluation.accuracy
-        margin = 1.96 * np.sqrt(accuracy * (1 - accuracy) / len(evaluation.labels))
-        axes.barh(name, accuracy, xerr=margin, color="tab:blue" if name == "federated" else "tab:gray", capsize=3)
-        axes.text(0.01, place, f"{accuracy:.3f}", va="center", color="white")
-    axes.set(xlabel="test accuracy on speakers that no site trained on", xlim=(0, 1))
+def comparison(compared: Comparison, test: str, metric: str = "accuracy") -> Figure:
+    """One metric of the federation and its baselines, with 95 % intervals; `test` says whose utterances they are."""
+    figure, axes = plt.subplots(figsize=(7.5, 1.0 + 0.5 * len(compared.scores)), layout="constrained")
+    for place, (model, scores) in enumerate(reversed(list(compared.scores.items()))):
+        figure_of = scores[metric]
+        reach = [[max(figure_of.value - figure_of.low, 0)], [max(figure_of.high - figure_of.value, 0)]]
+        axes.barh(model, figure_of.value, xerr=reach, color=AVERAGED if model == FEDERATED else "tab:gray", capsize=3)
+        axes.text(0.01, place, figure_of.text(), va="center", color="white")
+    axes.set_title(f"On {test}", fontsize=9, wrap=True)
+    axes.set_xlabel(f"test {METRICS[metric].title}; 95 % intervals over {compared.drawn}")
+    if metric != "loss":
+        axes.set_xlim(0, 1)
+    return figure
+
+
+def speakers(predictions: Predictions, metric: str = "accuracy") -> Figure:
+    """One metric of every test speaker for every model, from the speaker that is most difficult for the first on.
+
+    The federated and the pooled model have colours; what sites would have alone is grey.
+    """
+    table = predictions.by_speaker(metric)
+    figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    colours = {FEDERATED: AVERAGED, POOLED: OWN}
+    for model in predictions.evaluations:
+        style: dict[str, Any] = {"color": "silver", "markersize": 4, "zorder": 2}
+        if model in colours:
+            style = {"color": colours[model], "markersize": 6 if model == FEDERATED else 4, "zorder": 3}
+        axes.plot(range(1, len(table) + 1), table[model], marker="o", linestyle="", label=model, **style)
+    axes.set(xlabel=f"{len(table)} test speakers", ylabel=METRICS[metric].title)
+    if metric != "loss":
+        axes.set_ylim(0, 1.03)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def calibration(evaluation: Evaluation) -> Figure:
+    """How often answers are right, by the probability that the model gives them; above, how many answers there are."""
+    table = evaluation.calibration()
+    figure, (top, axes) = plt.subplots(
+        2, 1, figsize=(4.2, 4.4), layout="constrained", sharex=True, height_ratios=(1, 3)
+    )
+    top.bar(table["confidence"], table["utterances"], width=0.05, color="tab:gray")
+    top.set_ylabel("answers", fontsize=8)
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--", label="as often as it says")
+    axes.plot(table["confidence"], table["accuracy"], color=AVERAGED, marker="o", label="the model")
+    error = evaluation.scalars()["calibration_error"]
+    axes.set(xlabel="probability of the answer", ylabel="share of right answers", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(fontsize=8, title=f"calibration error {error:.3f}", title_fontsize=8)
+    axes.grid(alpha=0.3)
     return figure
 
 
 class LiveCurves:
     """The curves of a run, redrawn in one place of the notebook while it goes on."""
 
-    def __init__(self, every: float = 2.0) -> None:
+    def __init__(self, metric: str = "accuracy") -> None:
         from IPython.display import display
 
-        self._every = every
-        self._drawn = 0.0
+        self._metric = metric
         self._handle: Any = display(display_id=True)
 
-    def update(self, metrics: pd.DataFrame, now: bool = False) -> None:
-        """Draw again, at most every few seconds unless `now`."""
-        if now or time.monotonic() - self._drawn > self._every:
-            figure = curves(metrics)
-            self._handle.update(figure)
-            plt.close(figure)
-            self._drawn = time.monotonic()
+    def update(self, metrics: pd.DataFrame) -> None:
+        """Draw again."""
+        figure = curves(metrics, self._metric)
+        self._handle.update(figure)
+        plt.close(figure)
 
 
 def save(figure: Figure, folder: Path, name: str) -> Figure:

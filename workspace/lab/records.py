@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +12,30 @@ from typing import Any
 
 import pandas as pd
 
+COLUMNS = ["round", "site", "task", "metric", "value"]
 PACKAGES = ("openfl", "torch", "transformers", "datasets", "librosa", "numpy", "scikit-learn")
+
+
+class _MetricLines:
+    """A table of the whole lines of a file that grows; each is read once."""
+
+    def __init__(self) -> None:
+        self._end = 0
+        self._table = pd.DataFrame(columns=COLUMNS)
+
+    def read(self, path: Path) -> pd.DataFrame:
+        """The table, with what has been added since."""
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(self._end)
+                whole = file.read().rpartition(b"\n")
+            # Not pd.read_json: that makes numbers of a site named "007", and no columns of an empty file.
+            rows = [json.loads(line) for line in whole[0].splitlines()]
+            if rows:
+                added = pd.DataFrame(rows, columns=COLUMNS)
+                self._table = pd.concat([self._table, added], ignore_index=True) if self._end else added
+            self._end += len(whole[0] + whole[1])
+        return self._table.copy()
 
 
 @dataclass(frozen=True)
@@ -23,6 +46,7 @@ class Run:
     """
 
     folder: Path
+    _lines: _MetricLines = field(default_factory=_MetricLines, compare=False, repr=False)
 
     @classmethod
     def create(cls, root: Path, name: str | None = None) -> "Run":
@@ -42,6 +66,10 @@ class Run:
         link.replace(root / "latest")  # in one step: a reader never finds it missing
         return cls(folder)
 
+    def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
+        """To another process goes the folder alone."""
+        return Run, (self.folder,)
+
     @property
     def name(self) -> str:
         """The run's name, which is also the experiment's."""
@@ -51,6 +79,11 @@ class Run:
     def metrics_path(self) -> Path:
         """One JSON object a line: round, site, task, metric, value."""
         return self.folder / "metrics.jsonl"
+
+    @property
+    def predictions_path(self) -> Path:
+        """What each final model answered to each test utterance: see `lab.predictions`."""
+        return self.folder / "predictions.parquet"
 
     @property
     def summary_path(self) -> Path:
@@ -73,10 +106,8 @@ class Run:
             self.add_metric(round_number, site, task, metric, value)
 
     def metrics(self) -> pd.DataFrame:
-        """All metric lines: columns round, site, task, metric, value."""
-        text = self.metrics_path.read_text(encoding="utf-8") if self.metrics_path.exists() else ""
-        # Not pd.read_json: that makes numbers of a site named "007", and no columns of an empty file.
-        return pd.DataFrame(map(json.loads, text.splitlines()), columns=["round", "site", "task", "metric", "value"])
+        """All metric lines: columns round, site, task, metric, value. Reads what is new since the last call."""
+        return self._lines.read(self.metrics_path)
 
     def write_summary(self, **values: Any) -> None:
         """Save the figures of the finished run."""

@@ -28,6 +28,7 @@ def federated_averaging(
     report: Report,
     device: str = "cpu",
     rule: Rule = MEAN,
+    after_round: Callable[[int, Weights], None] = lambda done, weights: None,
 ) -> Weights:
     """Train one model over several sites (McMahan et al. 2017, algorithm 1, every site in every round).
 
@@ -37,6 +38,7 @@ def federated_averaging(
         report: told what each site measured.
         device: where to compute.
         rule: how the sites' models become one; the director's own code.
+        after_round: given the number of rounds that are done, from 0, and the weights that they have made.
 
     Returns:
         The trained tensors of the last round's model.
@@ -45,6 +47,7 @@ def federated_averaging(
     models = {site: build_model(config.model, training.seed, own.format).to(device) for site, (_, own) in sites.items()}
     optimizers = {site: build_optimizer(models[site], training) for site in sites}
     state = begin(trained_weights(next(iter(models.values()))))
+    after_round(0, state.model)
     for done in range(training.rounds):
         updates = []
         for site, (shard, clips) in sites.items():
@@ -54,4 +57,5 @@ def federated_averaging(
             report(done + 1, site, "train", train_round(models[site], optimizers[site], clips, training, done, shard))
             updates.append(trained_weights(models[site]))
         state = next_state(rule, state, updates, [len(clips) for _, clips in sites.values()])
+        after_round(done + 1, state.model)
     return state.model

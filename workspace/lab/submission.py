@@ -1,6 +1,7 @@
 """From the notebook to the federation and back: connect, see the sites, submit, follow, take the best model."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -10,16 +11,18 @@ from typing import Any
 import pandas as pd
 
 import kws
-from federation.errors import FederationError
+from federation.errors import FederationError, SubmissionRefused
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Site
 from federation.policy import RoundPolicy
 from federation.settings import Certificates, certificates_beside, load_director
 from kws.config import ExperimentConfig
-from kws.model import Classifier, build_model, load_weights
+from kws.metrics import METRICS
+from kws.model import Classifier, ModelError, build_model, frozen_digest, load_weights
 from kws.tasks import settings_of
 from lab import HOUSE
 from lab.records import Run
 from lab.session import brings_own
+from lab.tables import GLOBAL
 from shard_descriptors.corpus import ClipFormat
 
 
@@ -120,14 +123,26 @@ def submit(
     form: ClipFormat,
     policy: RoundPolicy | None = None,
 ) -> ExperimentHandle:
-    """Send the experiment and this package's source to the director."""
+    """Send the experiment and the source of `kws` to the director.
+
+    Every site compares the frozen part of its model with the one here.
+
+    Raises:
+        SubmissionRefused: the model cannot be built here, or the director says why.
+    """
+    try:
+        frozen = frozen_digest(build_model(config.model, config.training.seed, form))
+    except ModelError as error:
+        raise SubmissionRefused(str(error)) from error
     return federation.submit(
         name,
         package=Path(kws.__file__).resolve().parent,
         entry_point="kws.tasks:experiment",
-        settings=settings_of(config, form),
+        settings=settings_of(config, form, frozen),
         rounds=config.training.rounds,
         best_metric=config.best_metric,
+        best_direction=METRICS[config.best_metric].direction,
+        scores={name: metric.score for name, metric in METRICS.items()},
         keep_optimizer=config.training.keep_optimizer,
         policy=policy,
         update_format=config.update_format,
@@ -141,15 +156,26 @@ def best_model(experiment: ExperimentHandle, config: ExperimentConfig, form: Cli
     return model
 
 
-def record(experiment: ExperimentHandle, run: Run, draw: Callable[..., None]) -> float:
+def record(experiment: ExperimentHandle, run: Run, draw: Callable[[pd.DataFrame], None], every: float = 1.0) -> float:
     """Write every metric into the run as it arrives, and draw; returns the seconds it took.
+
+    Args:
+        draw: is given all metric lines so far when a round is over, and at the end.
+        every: the least seconds between two drawings, so that a fast or a large federation is not held up by its plot.
 
     Raises:
         ExperimentFailed: with site, round, task and the remote traceback.
     """
     started = time.monotonic()
+    drawn, told = -math.inf, set[str]()
     for metric in experiment.metrics():
         run.add_metric(metric.round, metric.site, metric.task, metric.metric, metric.value)
-        draw(run.metrics())
-    draw(run.metrics(), now=True)
+        if (metric.site, metric.task) == (GLOBAL, "validate_global"):
+            told.add(metric.metric)
+        if told >= METRICS.keys():  # a round is over when all is said of its average
+            told.clear()
+            if time.monotonic() - drawn >= every:
+                draw(run.metrics())
+                drawn = time.monotonic()
+    draw(run.metrics())
     return time.monotonic() - started

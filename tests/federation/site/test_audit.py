@@ -14,6 +14,7 @@ import pytest
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED
 from federation.site import audit, disk
 from federation.site.audit import AuditLog, entries, table
+from federation.site.noted import noted
 from federation.wire.models import Packed, Piece
 
 METRICS = {"loss": 0.5}
@@ -85,7 +86,7 @@ def echo() -> Iterator[str]:
 def test_every_call_is_written_down_before_it_is_made(tmp_path: Path, echo: str) -> None:
     path = tmp_path / "audit.jsonl"
     with grpc.insecure_channel(echo) as plain:
-        channel = AuditLog(path, site="site").channel(plain)
+        channel = noted(plain, AuditLog(path, site="site"))
         assert channel.unary_unary("/any.Service/Ask")(b"who is there") == b"who is there"
         assert list(channel.unary_stream("/any.Service/Fetch")(b"a model")) == [b"a model"] * 2
         assert channel.stream_unary("/any.Service/Send")(iter([b"first", b"second"])) == b"firstsecond"
@@ -93,14 +94,14 @@ def test_every_call_is_written_down_before_it_is_made(tmp_path: Path, echo: str)
         assert messages(path) == [(call, len(content), digest(content), None) for call, content in expected]
         assert "call" not in str(table(path, 10))
         assert [row.split()[-1] for row in table(path, 2, every=True)[1:]] == [digest(b"a model"), digest(b"first")]
-        missing = AuditLog(tmp_path / "missing" / "audit.jsonl").channel(plain)
+        missing = noted(plain, AuditLog(tmp_path / "missing" / "audit.jsonl"))
         with pytest.raises(FileNotFoundError):
             missing.unary_unary("/any.Service/Ask")(b"not written down, so not sent")
         with pytest.raises(FileNotFoundError):
             list(missing.unary_stream("/any.Service/Fetch")(b"neither"))
         with pytest.raises(FileNotFoundError):
             missing.stream_unary("/any.Service/Send")(iter([b"nor this"]))
-        assert AuditLog(None).channel(plain) is plain
+        assert noted(plain, AuditLog(None)) is plain
 
 
 def test_what_is_said_again_and_again_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
