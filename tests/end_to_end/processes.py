@@ -103,6 +103,8 @@ def certificate_lines(authority: Path, name: str) -> dict[str, str]:
 class ToyFederation(Processes):
     """A director and toy envoys; site `n` holds the number n."""
 
+    health_check_period = 1
+
     def __init__(self, folder: Path, sites: int = 2) -> None:
         super().__init__(folder)
         self.env = {"PYTHONPATH": str(TOYS), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
@@ -120,7 +122,8 @@ class ToyFederation(Processes):
     def start_director(self, port: int = 0) -> int:
         config = self.logs / "director.yaml"
         config.write_text(
-            "settings: {sample_shape: ['4'], target_shape: ['1'], envoy_health_check_period: 1, state: state}\n"
+            "settings: {sample_shape: ['4'], target_shape: ['1'], state: state, "
+            f"envoy_health_check_period: {self.health_check_period}}}\n"
         )
         self.start(
             "director", PYTHON, "-m", "federation.director", "--config", config, "--port", str(port), env=self.env
