@@ -23,8 +23,9 @@ from openfl.utilities import add_log_level
 
 from federation.errors import SettingsError
 
-FIELDS = ("experiment", "round", "site", "task")
-"""What an event may belong to. `round` and `task` are those that people are shown (`federation.schedule`)."""
+FIELDS = ("experiment", "round", "site", "task", "caller", "role", "peer")
+"""What an event may belong to. `round` and `task` are those that people are shown (`federation.schedule`); `caller`,
+`role` and `peer` are of whoever has asked for what happened (`federation.director.who`)."""
 
 FORMAT = "KWS_LOG"
 """The environment variable that names the form of the lines."""

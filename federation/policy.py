@@ -1,10 +1,12 @@
 """When a round may close, and an experiment go on, without some of its sites."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MOST_RETRIES = 10
+MOST_SITES = 1_000_000
+MOST_SECONDS = 10**8
+"""Three years; a timer of the standard library takes it."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,21 @@ class RoundPolicy:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.minimum_sites is not None and self.minimum_sites < 1:
-            problems.append(f"minimum_sites is {self.minimum_sites}; at least 1, or None for all")
-        if self.round_seconds is not None and self.round_seconds <= 0:
-            problems.append(f"round_seconds is {self.round_seconds}; above 0, or None to wait")
-        if self.gone_seconds <= 0:
-            problems.append(f"gone_seconds is {self.gone_seconds}; above 0")
-        if not 0 <= self.retries <= MOST_RETRIES:
-            problems.append(f"retries is {self.retries}; allowed: 0 to {MOST_RETRIES}")
+        if self.minimum_sites is not None and not _is_number(self.minimum_sites, int, 1, MOST_SITES):
+            problems.append(f"minimum_sites is {self.minimum_sites!r:.60}; 1 to {MOST_SITES}, or None for all")
+        if self.round_seconds is not None and not _is_number(self.round_seconds, float, 0, MOST_SECONDS):
+            problems.append(
+                f"round_seconds is {self.round_seconds!r:.60}; above 0, up to {MOST_SECONDS}, or None to wait"
+            )
+        if not _is_number(self.gone_seconds, float, 0, MOST_SECONDS):
+            problems.append(f"gone_seconds is {self.gone_seconds!r:.60}; above 0, up to {MOST_SECONDS}")
+        if not _is_number(self.retries, int, 0, MOST_RETRIES):
+            problems.append(f"retries is {self.retries!r:.60}; allowed: 0 to {MOST_RETRIES}")
         if problems:
             raise ValueError("\n".join(problems))
 
-    def add_to(self, plan: dict[str, Any], sites: int) -> None:
-        """Write the policy into an engine plan for an experiment of so many sites.
+    def among(self, sites: int) -> "RoundPolicy":
+        """The policy for an experiment of so many sites, with the number of those that it needs.
 
         Raises:
             ValueError: it needs more sites than there are.
@@ -49,24 +53,11 @@ class RoundPolicy:
         minimum = self.minimum_sites or sites
         if minimum > sites:
             raise ValueError(f"minimum_sites is {minimum}, and only {sites} sites are online; start more or need fewer")
-        plan["aggregator"]["settings"] |= {"minimum_sites": minimum, "gone_seconds": self.gone_seconds}
-        plan["envoy"] = {"settings": {"retries": self.retries}}
-        plan["straggler_handling_policy"] = {
-            "template": "openfl.component.straggler_handling_functions.CutoffTimeBasedStragglerHandling",
-            "settings": {
-                "straggler_cutoff_time": self.round_seconds or math.inf,
-                "minimum_reporting": minimum,
-            },
-        }
+        return replace(self, minimum_sites=minimum)
 
 
-def retries_of(plan: Any) -> int:
-    """How often a plan, as read from its YAML, allows an envoy to start a trainer again; 0 where it does not say.
-
-    Raises:
-        ValueError: what it says is not a number from 0 to `MOST_RETRIES`.
-    """
-    try:
-        return RoundPolicy(retries=int(plan["envoy"]["settings"]["retries"])).retries
-    except (KeyError, TypeError):
-        return 0
+def _is_number(value: Any, kind: type, least: float, most: float) -> bool:
+    """Whether a value, which may come from anybody, is such a number; seconds have to be above the least."""
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    return least <= value <= most if kind is int else least < value <= most

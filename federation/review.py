@@ -9,9 +9,11 @@ import typer
 from federation.errors import FederationError
 from federation.settings import EnvoySettings, load_envoy
 from federation.site import audit
-from federation.site.listing import visible
-from federation.site.review import Received, ReviewFolder, Verdict, verdict
+from federation.site.letters import oddities
+from federation.site.listing import readable, visible
+from federation.site.review import Received, ReviewFolder, Submission, Verdict, verdict
 from federation.site.view import parts
+from federation.wire import archives
 from federation.wire.metadata import SHORT
 
 app = typer.Typer(
@@ -28,12 +30,13 @@ _YAML = Path("envoy/envoy.yaml")
 
 @app.command("list")
 def _list(config: _Config = _YAML) -> None:
-    """Show every submission that is kept, and what was decided on it."""
+    """Show every submission that is kept, which of them are new, and what was decided on it."""
     settings = load_envoy(config)
-    row = f"{{:<{SHORT}}}  {{:<16}}  {{:<24}}  {{}}".format
-    typer.echo(row("digest", "received", "experiment", f"decision (accept: {settings.accept})"))
+    row = f"{{:<{SHORT}}}  {{:<16}}  {{:<3}}  {{:<24}}  {{}}".format
+    typer.echo(row("digest", "received", "", "experiment", f"decision (accept: {settings.accept})"))
     for each in ReviewFolder(settings.review_folder).received():
-        typer.echo(row(each.digest[:SHORT], _time(each.time), visible(each.experiment), _decided(each, settings)))
+        new = "" if each.shown or each.decision else "new"
+        typer.echo(row(each.digest[:SHORT], _time(each.time), new, visible(each.experiment), _decided(each, settings)))
 
 
 @app.command("show")
@@ -44,19 +47,34 @@ def _show(
         bool, typer.Option(help="Show every file whole, also where a difference would do, or it is as installed here.")
     ] = False,
 ) -> None:
-    """Show a submission: its plan and objects, and of its code what you have neither approved nor installed."""
+    """Show a submission: its description, odd letters in it, and of its code what is neither approved nor installed."""
     settings = load_envoy(config)
     folder = ReviewFolder(settings.review_folder)
     about = folder.find(prefix)
     submission = folder.load(about.digest)
     last = folder.last_approved(besides=about.digest)
+    by = f" by {visible(about.experimenter)}" if about.experimenter else ""
     typer.echo(f"digest      {about.digest}")
-    typer.echo(f"experiment  {visible(about.experiment)}, received {_time(about.time)}")
+    typer.echo(f"experiment  {visible(about.experiment)}, received {_time(about.time)}, submitted{by}")
     typer.echo(f"decision    {_decided(about, settings)}")
-    typer.echo("A pickle is shown by what it imports and the values in it, in their order.")
+    odd = _odd(submission)
+    if odd:
+        typer.echo(f"WARNING     {len(odd)} places with letters that may mislead a reader; they are listed at the end")
     approved = (last, folder.load(last.digest)) if last else None
     for part in parts(submission, approved, code):
         typer.echo("\n".join(("", f"=== {part.title}", *part.lines)))
+    if odd:
+        typer.echo("\n".join(("", "=== WARNING: letters that may mislead a reader", *map(visible, odd))))
+    folder.note_shown(about.digest)
+
+
+def _odd(submission: Submission) -> list[str]:
+    """Odd letters in the files as they are read: of the description, the letters that its numbers stand for."""
+    found = []
+    for name, content in sorted(submission.files.items()):
+        read = readable(content.decode()).encode(errors="backslashreplace") if name == archives.DESCRIPTION else content
+        found += oddities(name, read)
+    return found
 
 
 @app.command("approve")
@@ -72,12 +90,16 @@ def _reject(prefix: _Prefix, reason: _Reason = "", config: _Config = _YAML) -> N
 
 
 @app.command("audit")
-def _audit(config: _Config = _YAML, last: Annotated[int, typer.Option(help="How many messages.", min=1)] = 20) -> None:
+def _audit(
+    config: _Config = _YAML,
+    last: Annotated[int, typer.Option(help="How many messages.", min=1)] = 20,
+    every: Annotated[bool, typer.Option(help="Questions for work and signs of life, too.")] = False,
+) -> None:
     """Show what has left this site, newest last."""
     path = load_envoy(config).audit
     if path is None:
         raise FederationError(f"{config} says `audit: null`: no log is kept")
-    for line in audit.table(path, last):
+    for line in audit.table(path, last, every):
         typer.echo(visible(line))
 
 

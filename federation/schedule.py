@@ -35,20 +35,26 @@ def finished_rounds(task_name: str, engine_round: int) -> int:
     return engine_round if task_name == VALIDATE_AGGREGATED else engine_round + 1
 
 
-@dataclass(frozen=True)
-class RoundSchedule:
-    """The task assigner of an experiment: validate what arrived, train, validate what was trained.
+def tasks_of(engine_round: int, rounds: int) -> tuple[str, ...]:
+    """The tasks of one engine round, in their order, of an experiment with so many rounds of training.
 
     Engine round n (from 0) starts with the model that n rounds of training made, so its first task measures
     round n; round 0 is the initial model. The last engine round, number `rounds`, only measures.
+
+    >>> tasks_of(0, 1), tasks_of(1, 1)
+    (('aggregated_model_validate', 'train', 'locally_tuned_model_validate'), ('aggregated_model_validate',))
     """
+    return (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL) if engine_round < rounds else (VALIDATE_AGGREGATED,)
+
+
+@dataclass(frozen=True)
+class RoundSchedule:
+    """The schedule in the form of the engine's assigner (its signature): every collaborator's tasks of a round."""
 
     rounds: int
     tasks: dict[str, "Task"]
 
     def __call__(self, collaborators: list[str], round_number: int, **_: Any) -> dict[str, list["Task"]]:
-        """Tasks of every collaborator in one engine round (the engine's assigner signature)."""
-        names = [VALIDATE_AGGREGATED]
-        if round_number < self.rounds:
-            names += [TRAIN, VALIDATE_LOCAL]
-        return {collaborator: [self.tasks[name] for name in names] for collaborator in collaborators}
+        """Tasks of every collaborator in one engine round."""
+        tasks = [self.tasks[name] for name in tasks_of(round_number, self.rounds)]
+        return dict.fromkeys(collaborators, tasks)

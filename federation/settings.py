@@ -5,6 +5,7 @@ The sections and names are the engine's own (openfl/interface/director.py, openf
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -16,8 +17,9 @@ import yaml
 from federation.errors import SettingsError
 from federation.wire.names import site_name_problem
 
-RESERVED_NAMES = ("aggregator", "pooled")
+RESERVED_NAMES = ("aggregator", "pooled", "round")
 """Names under which results are recorded that belong to no site."""
+MOST_SLOTS = 64
 MOVED = {"federation.cuda_monitor.CudaMonitor": "federation.site.cuda_monitor.CudaMonitor"}
 """Classes that an `envoy.yaml` may name, and where they are now."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -89,6 +91,14 @@ class Accept(StrEnum):
     ASK = "ask"
 
 
+class Failures(StrEnum):
+    """What leaves a site of an error: its kind and place, its last line too, or the whole traceback."""
+
+    PLACE = "place"
+    LINE = "line"
+    FULL = "full"
+
+
 @dataclass(frozen=True)
 class EnvoySettings:
     """What the data owner decides: the site's name, its director, its devices, its shard, and which code runs here."""
@@ -107,6 +117,10 @@ class EnvoySettings:
     accept: str = Accept.ASK
     review_folder: Path = Path("review")
     """Where submissions and the owner's decisions are kept (`federation.review`)."""
+    failures: str = Failures.LINE
+    """What is told of an error (`federation.site.failure`)."""
+    slots: int | Mapping[str, int] = 1
+    """How many experiments run here at a time, in all or by device (`federation.site.devices.slots`)."""
     audit: Path | None = None
     """The log of what left the site (`federation.site.audit`); None: not kept."""
 
@@ -114,6 +128,9 @@ class EnvoySettings:
         problems = self.certificates.problems()
         if self.accept not in tuple(Accept):
             problems.append(f"review.accept: {self.accept!r}; allowed: {', '.join(Accept)}")
+        if self.failures not in tuple(Failures):
+            problems.append(f"review.failures: {self.failures!r}; allowed: {', '.join(Failures)}")
+        problems += _slot_problems(self.slots)
         if problem := site_name_problem(self.name):
             problems.append(f"name: {problem}")
         if self.name in RESERVED_NAMES:
@@ -160,9 +177,10 @@ def load_envoy(path: Path, **overrides: Any) -> EnvoySettings:
     sections = {"name", "director", "params", "optional_plugin_components", "shard_descriptor", "review", "audit"}
     document = _read(path, sections | {"root_certificate", "private_key", "certificate"})
     director = _section(path, document, "director", {"host", "port"})
-    params = _section(path, document, "params", {"cuda_devices", "cpu_threads", "envoys_on_this_machine", "state"})
+    names = {"cuda_devices", "cpu_threads", "envoys_on_this_machine", "slots", "state"}
+    params = _section(path, document, "params", names)
     descriptor = _section(path, document, "shard_descriptor", {"template", "params"})
-    review = _section(path, document, "review", {"accept", "folder"})
+    review = _section(path, document, "review", {"accept", "folder", "failures"})
     monitor = (document.get("optional_plugin_components") or {}).get("cuda_device_monitor") or {}
     threads = params.get("cpu_threads", "auto")
     if threads == "auto":
@@ -177,6 +195,8 @@ def load_envoy(path: Path, **overrides: Any) -> EnvoySettings:
         "device_monitor": monitor.get("template"),
         "cpu_threads": threads,
         "accept": review.get("accept", Accept.ASK),
+        "failures": review.get("failures", Failures.LINE),
+        "slots": params.get("slots", 1),
         "review_folder": _beside(path, review.get("folder") or "review"),
         "audit": _beside(path, document.get("audit", "audit.jsonl")),
         "state": _beside(path, params.get("state", "state")),
@@ -245,6 +265,26 @@ def _build(path: Path, kind: Any, values: dict[str, Any]) -> Any:
         raise SettingsError(f"{path}: {error}") from None
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{path}: a value of the wrong type: {error}") from error
+
+
+def _slot_problems(slots: Any) -> list[str]:
+    if not isinstance(slots, Mapping):
+        return (
+            []
+            if _is_count(slots)
+            else [f"params.slots: {slots!r}; allowed: 1 to {MOST_SLOTS}, or such numbers by device"]
+        )
+    problems = [f"params.slots: {name!r} is no device; allowed: cpu, cuda:0, cuda:1, ..." for name in slots
+                if not re.fullmatch(r"cpu|cuda:[0-9]{1,3}", str(name))]  # fmt: skip
+    return problems + [
+        f"params.slots.{name}: {number!r}; allowed: 1 to {MOST_SLOTS}"
+        for name, number in slots.items()
+        if not _is_count(number)
+    ]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_SLOTS
 
 
 def _raise_all(where: str, problems: list[str]) -> None:

@@ -144,9 +144,11 @@ class SiteModel:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.tensors = job.split(np.empty(job.parameters, np.float32))
+        self.loaded = False
 
     def load(self, received: Tensors) -> None:
         """Copy a received model in."""
+        self.loaded = True
         for name, own in self.tensors.items():
             np.copyto(own, received[name])
 

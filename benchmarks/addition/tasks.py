@@ -1,5 +1,6 @@
 """The job for OpenFL's interactive API: what this project's director and the stock one ship to the sites."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ class Adapter(FrameworkAdapterPluginInterface):  # type: ignore[misc]
 
     @staticmethod
     def get_tensor_dict(model: SiteModel, optimizer: Any = None) -> dict[str, np.ndarray]:
-        """The tensors of a site, or the first ones of all."""
-        return model.tensors
+        """The tensors of a site, or, before it has any, the first ones of all."""
+        return model.tensors if model.loaded else model.job.initial_model()
 
     @staticmethod
     def set_tensor_dict(
@@ -26,27 +27,23 @@ class Adapter(FrameworkAdapterPluginInterface):  # type: ignore[misc]
 
 
 class Provider(ModelInterface):  # type: ignore[misc]
-    """Makes the model where it is used; what travels is only this recipe."""
+    """Makes the model where it is used; what the stock engine pickles is only this recipe."""
 
-    def __init__(self, initial: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__(model=None, optimizer=None, framework_plugin="addition.tasks.Adapter")
-        self.initial = initial
         self.model: SiteModel | None = None
 
     def provide_model(self) -> SiteModel:
         """The one model of this process."""
         if self.model is None:
-            job = Job.from_environment()
-            self.model = SiteModel(job)
-            if self.initial:
-                self.model.tensors = job.initial_model()
+            self.model = SiteModel(Job.from_environment())
         return self.model
 
     def provide_optimizer(self) -> None:
         """There is none."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"model": None, "initial": False}
+        return self.__dict__ | {"model": None}
 
 
 class Examples(DataInterface):  # type: ignore[misc]
@@ -93,3 +90,8 @@ def validate(model: SiteModel, data: Examples, device: str) -> dict[str, float]:
     """Nothing is measured; the time is noted, since the last validation is an experiment's last work."""
     model.job.note("validated", int(data.shard_descriptor.value), 0)
     return {"accuracy": 0.0}
+
+
+def experiment(settings: Mapping[str, Any]) -> tuple[Provider, TaskInterface, Examples]:
+    """What this project's sites call; the job is in their environment."""
+    return Provider(), TASKS, Examples()

@@ -33,7 +33,7 @@ def run(job: Job) -> None:
             )
             experiment = FLExperiment(federation, experiment_name="addition")
             experiment.start(
-                model_provider=Provider(initial=True),
+                model_provider=Provider(),
                 task_keeper=TASKS,
                 data_loader=Examples(),
                 rounds_to_train=job.rounds,

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from addition import Job
-from addition.tasks import TASKS, Examples, Provider
 from measure import BENCHMARKS, Tagged
 from processes import ToyFederation
 
@@ -26,9 +25,8 @@ def submit(started: ToyFederation, job: Job, name: str) -> ExperimentHandle:
     return federation.submit(
         name,
         package=BENCHMARKS / "addition",
-        model=Provider(initial=True),
-        tasks=TASKS,
-        data=Examples(),
+        entry_point="addition.tasks:experiment",
+        settings={},  # the job is in the environment, as for every system
         rounds=job.rounds,
         best_metric="accuracy",
         keep_optimizer=False,

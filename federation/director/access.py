@@ -8,7 +8,7 @@ aggregator's messages only: with any certificate one could register in a site's 
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -140,7 +140,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(call) if call.method in RULES else None
         if handler is None:  # gRPC answers that there is no such method
             return None
-        return wrapped(handler, lambda behaviour: self._guarded(behaviour, call.method, handler.response_streaming))
+        return wrapped(handler, lambda behaviour: self._guarded(behaviour, call.method))
 
     def refusal(self, caller: Caller, method: str, request: Any = None) -> Refusal | None:
         """Why this caller may not make this call, or None."""
@@ -168,8 +168,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             )
         return None
 
-    def _guarded(self, behaviour: Callable[..., Any], method: str, streams: bool) -> Callable[..., Any]:
-        """The handler behind the check, of the same sort: gRPC runs a plain function, or a generator, in a thread."""
+    def _guarded(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+        """The handler behind the check, of the same sort."""
         if inspect.isasyncgenfunction(behaviour):
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -188,21 +188,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
             return answer
 
-        if streams:
-
-            def stream_in_thread(request: Any, context: Any) -> Iterator[Any]:
-                if refusal := self._check(request, context, method):
-                    context.abort(refusal.code, refusal.reason)
-                yield from behaviour(request, context)
-
-            return stream_in_thread
-
-        def answer_in_thread(request: Any, context: Any) -> Any:
-            if refusal := self._check(request, context, method):
-                context.abort(refusal.code, refusal.reason)
-            return behaviour(request, context)
-
-        return answer_in_thread
+        return behaviour  # a plain function, which nobody answers (`federation.director.edge`)
 
     def _check(self, request: Any, context: Any, method: str) -> Refusal | None:
         caller = _caller(next(iter(context.auth_context()["x509_pem_cert"])))
@@ -211,7 +197,10 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             logger.warning(
                 "refused: peer %s, name %s, role %s, method %s: %s",
                 unquote(context.peer()), caller.name, caller.role or "none", _short(method), refusal.reason,
-                extra={"site": caller.name if caller.role is Role.ENVOY else None},
+                extra={
+                    "site": caller.name if caller.role is Role.ENVOY else None,
+                    "caller": caller.name, "role": caller.role, "peer": unquote(context.peer()),
+                },
             )  # fmt: skip
         return refusal
 
@@ -234,13 +223,19 @@ def guards(settings: DirectorSettings) -> tuple[Access, ...]:
     return (Access(RevocationList(path, read_certificate(root))),)
 
 
+def certificate_holder(context: Any) -> Caller | None:
+    """What the certificate behind a call says; None in plain mode."""
+    shown = context.auth_context().get("x509_pem_cert")
+    return _caller(next(iter(shown))) if shown else None
+
+
 def certificate_name(context: Any) -> str | None:
     """The name in the certificate behind a call; None in plain mode."""
-    shown = context.auth_context().get("x509_pem_cert")
-    return _caller(next(iter(shown))).name if shown else None
+    holder = certificate_holder(context)
+    return holder.name if holder else None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _caller(pem: bytes) -> Caller:
     certificate = x509.load_pem_x509_certificate(pem)
     return Caller(*name_and_role(certificate), certificate.serial_number, certificate.not_valid_after_utc)

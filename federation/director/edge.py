@@ -8,21 +8,19 @@ wrong with its call.
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from federation.director.threads import Aborted, Behaviour, in_threads
+from federation.settings import RESERVED_NAMES
 from federation.wire.names import site_name_problem
 
 logger = logging.getLogger(__name__)
 
-RESULTS_BYTES = 16 * 2**20
-"""The largest metrics of one task."""
+Behaviour = Callable[..., Any]
 DESCRIPTION_CHARACTERS = 100_000
 SITES = 1_000
 """Sites that may register at one director: a bound for its memory."""
@@ -32,6 +30,8 @@ def shard_problem(info: Any) -> str | None:
     """What is wrong with what an envoy tells of its shard (a ShardInfo message), or None."""
     if problem := site_name_problem(info.node_info.name):
         return problem
+    if info.node_info.name in RESERVED_NAMES:
+        return f"{info.node_info.name!r} is no site's name: it is reserved for results that belong to no site"
     if len(info.shard_description) > DESCRIPTION_CHARACTERS:
         return f"the shard's description has more than {DESCRIPTION_CHARACTERS} characters; shorten dataset_description"
     if len(info.node_info.cuda_devices) > 64 or len(info.sample_shape) > 16 or len(info.target_shape) > 16:
@@ -39,30 +39,13 @@ def shard_problem(info: Any) -> str | None:
     return None
 
 
-def bounded(chunks: Iterable[Any], limit: int) -> Iterator[Any]:
-    """The chunks of a stream (messages with `npbytes`), as long as they stay within a limit.
-
-    Raises:
-        ValueError: they do not.
-    """
-    received = 0
-    for chunk in chunks:
-        received += len(chunk.npbytes)
-        if received > limit:
-            raise ValueError(f"the stream has more than {limit} bytes")
-        yield chunk
-
-
 class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Makes an answer of every error of a handler; the outermost of a server's interceptors.
 
     What is wrong with a message (a ValueError says it, or that it cannot be read), the caller is told. Anything else is
-    a fault of the director: the caller is told so, and the log has the traceback. Plain functions run in `pool`
-    (`federation.director.threads`).
+    a fault of the director: the caller is told so, and the log has the traceback. Every handler is a coroutine or an
+    asynchronous generator; the generated classes' plain functions are of methods that nobody answers.
     """
-
-    def __init__(self, pool: Executor) -> None:
-        self._pool = pool
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
         """The method's handler with answers for errors (gRPC's interface)."""
@@ -75,8 +58,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _answering(self, behaviour: Behaviour, method: str, handler: Any) -> Behaviour:
         """The handler for messages that are not yet read, as a coroutine or an asynchronous generator."""
         if not inspect.isasyncgenfunction(behaviour) and not inspect.iscoroutinefunction(behaviour):
-            behaviour = in_threads(behaviour, handler, self._pool)
-
+            behaviour = _none_streams if handler.response_streaming else _none_answers
         read = handler.request_deserializer or (lambda data: data)  # models travel as plain bytes
 
         async def each(stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
@@ -112,9 +94,16 @@ def wrapped(handler: Any, wrap: Callable[[Behaviour], Behaviour]) -> Any:
     return handler._replace(**{kind: wrap(getattr(handler, kind))})
 
 
+async def _none_answers(request: Any, context: Any) -> Any:
+    raise NotImplementedError
+
+
+async def _none_streams(request: Any, context: Any) -> AsyncIterator[Any]:
+    raise NotImplementedError
+    yield
+
+
 def _answer(error: Exception, method: str, context: Any) -> tuple[grpc.StatusCode, str]:
-    if isinstance(error, Aborted):
-        return error.code, error.details
     name, peer = method.rpartition("/")[2], unquote(context.peer())
     if isinstance(error, NotImplementedError):
         return grpc.StatusCode.UNIMPLEMENTED, f"this director does not answer {name}"

@@ -16,10 +16,10 @@ class Presence:
     """Who holds each site's name, and when the holder was heard of last; for one event loop.
 
     `silence`: a holder of which nothing was heard for so many seconds has lost the name to the next who asks.
-    `on_leave` is called when a name is no longer its holder's.
+    `on_leave` is told a name that is no longer its holder's.
     """
 
-    def __init__(self, silence: float, on_leave: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, silence: float, on_leave: Callable[[str], None] = lambda site: None) -> None:
         self.silence = silence
         self._on_leave = on_leave
         self._started = time.monotonic()
@@ -45,9 +45,8 @@ class Presence:
         return True
 
     def see(self, site: str) -> None:
-        """Note that something of a site was heard of, whichever process it was; callable from any thread."""
-        if site in self._holders:
-            self._heard[site] = time.monotonic()
+        """Note that something of a site was heard of, whichever process it was; it may speak before its envoy does."""
+        self._heard[site] = time.monotonic()
 
     async def claim(self, site: str, process: str) -> bool:
         """Take a site's name, or learn that its holder is alive: that one was heard of after this call.
@@ -72,7 +71,7 @@ class Presence:
         if self.holds(site, process):
             del self._holders[site]
             self._change()
-            self._on_leave()
+            self._on_leave(site)
 
     def forget(self, site: str, process: str) -> None:
         """Give a name back that was claimed in vain, and know nothing of it."""

@@ -2,69 +2,97 @@
 
 The engine opens a second server per experiment, on every interface (transport/grpc/aggregator_server.py:74) and on a
 port taken from a hash of the plan (federated/plan/plan.py:309), so that identical plans on one host met each other's
-aggregator. Here a message finds its experiment by the federation's id in its header.
+aggregator. Here a message finds its experiment by the federation's id in its header. The engine joins the parts of a
+message by adding each to what came before (protocols/utils.py:310), which is quadratic; here they are joined once.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
-from openfl.transport import AggregatorGRPCServer
 
-from federation.director.edge import RESULTS_BYTES, bounded
+from federation.director.conductor import Conductor
+from federation.director.results import joined, read
+from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
+from federation.wire.metadata import AGGREGATOR
 
 logger = logging.getLogger(__name__)
 
-MALFORMED = (ValueError, AssertionError, LookupError, TypeError)
-"""What the engine's reading of a message raises when something in it is missing, or is of another kind."""
+TASKS = {
+    TRAIN: aggregator_pb2.Task(name=TRAIN, function_name="train", task_type="train"),
+    VALIDATE_LOCAL: aggregator_pb2.Task(
+        name=VALIDATE_LOCAL, function_name="validate", task_type="validate", apply_local=True
+    ),
+    VALIDATE_AGGREGATED: aggregator_pb2.Task(name=VALIDATE_AGGREGATED, function_name="validate", task_type="validate"),
+}
 
 
 class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[misc]
-    """Hands each collaborator's message to the aggregator of its experiment.
+    """Hands each collaborator's message to the conductor of its experiment.
 
-    `aggregator_of` returns the aggregator with a federation id, or None; `heard` is told which site has sent a message.
+    conductor_of: the conductor of the experiment with this id, or None. caller: the name in the certificate behind a
+    call, or None in plain mode.
     """
 
     def __init__(
-        self, aggregator_of: Callable[[str], Any], tls: bool, heard: Callable[[str], None] = lambda site: None
+        self,
+        conductor_of: Callable[[str], Conductor | None],
+        caller: Callable[[Any], str | None] = lambda context: None,
     ) -> None:
-        self._aggregator_of = aggregator_of
-        self._heard = heard
-        self._tls = tls
+        self._conductor_of, self._caller = conductor_of, caller
 
-    def GetTasks(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """What the collaborator should do now."""
-        return self._server(request, context).GetTasks(request, context)
+    async def GetTasks(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """What the collaborator should do now, as soon as there is something."""
+        conductor = await self._find(request, context)
+        assigned = await conductor.assignment(request.header.sender)
+        return aggregator_pb2.GetTasksResponse(
+            header=_header(request),
+            round_number=assigned.round,
+            tasks=[TASKS[name] for name in assigned.tasks],
+            sleep_time=assigned.pause,
+            quit=assigned.over,
+        )
 
-    def GetAggregatedTensor(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetAggregatedTensor(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Not here: models have streams of their own."""
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "models travel by federation.Models")
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "models travel by federation.Models")
 
-    def SendLocalTaskResults(self, request: Iterator[Any], context: Any) -> Any:  # noqa: N802
-        """Metrics of one finished task.
-
-        Joins the chunks once; the engine adds each to what came before (protocols/utils.py:310), which is quadratic.
-        """
-        results = aggregator_pb2.TaskResults()
-        results.ParseFromString(b"".join(chunk.npbytes for chunk in bounded(request, RESULTS_BYTES)))
-        server = self._server(results, context)
-        server.validate_collaborator(results, context)
-        server.check_request(results)
+    async def SendLocalTaskResults(self, request: AsyncIterator[Any], context: Any) -> Any:  # noqa: N802
+        """Metrics of one finished task."""
+        message = await joined(request)
+        conductor = await self._find(message, context)
         try:
-            server.aggregator.send_local_task_results(
-                results.header.sender, results.round_number, results.task_name, results.data_size, results.tensors
-            )
-        except MALFORMED as error:
-            about = {"site": results.header.sender, "experiment": server.aggregator.experiment}
-            logger.error("site %s: its results were refused: %s", about["site"], error, extra=about)
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        return aggregator_pb2.SendLocalTaskResultsResponse(header=server.get_header(results.header.sender))
+            conductor.take(read(message))
+        except ValueError as error:
+            about = {"site": message.header.sender, "experiment": conductor.name}
+            logger.error("site %s: its results were refused: %s", message.header.sender, error, extra=about)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:1000])
+        return aggregator_pb2.SendLocalTaskResultsResponse(header=_header(message))
 
-    def _server(self, message: Any, context: Any) -> AggregatorGRPCServer:
-        aggregator = self._aggregator_of(message.header.federation_uuid)
-        if aggregator is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, "this director runs no such experiment")
-        self._heard(message.header.sender)
-        return AggregatorGRPCServer(aggregator=aggregator, agg_port=0, tls=self._tls)
+    async def _find(self, message: Any, context: Any) -> Conductor:
+        site, name = message.header.sender, self._caller(context)
+        if name is not None and name != site:
+            reason = f"this certificate is for {name!r}, not for {site!r:.100}; use the site's own certificate"
+            logger.warning("refused: name %s: %s", name, reason)
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
+        conductor = self._conductor_of(message.header.federation_uuid)
+        if conductor is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "this director runs no such experiment")
+            raise AssertionError
+        if site not in conductor.sites:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"site {site!r:.100} has no part in this experiment")
+        conductor.heard(site)
+        return conductor
+
+
+def _header(message: Any) -> Any:
+    """Of an answer to a message."""
+    header = message.header
+    return aggregator_pb2.MessageHeader(
+        sender=AGGREGATOR,
+        receiver=header.sender,
+        federation_uuid=header.federation_uuid,
+        single_col_cert_common_name=header.single_col_cert_common_name,
+    )

@@ -9,76 +9,115 @@ Mends, with the engine's file and line:
 
 import asyncio
 import logging
-import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import chdir, suppress
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from openfl.component.director.experiment import Experiment as EngineExperiment
 from openfl.component.director.experiment import Status
-from openfl.federated import Plan
 
+from federation.director.batches import Batches
+from federation.director.conductor import Conductor
 from federation.director.state import ExperimentState
-from federation.errors import (
-    disk_problem,
-)
+from federation.director.uploads import AT_A_TIME, IDLE_SECONDS
+from federation.errors import disk_problem
 from federation.wire import archives
 from federation.wire.metadata import SHORT
 
 logger = logging.getLogger(__name__)
 
+FAREWELL_SECONDS = 60.0
+"""How long an experiment that is over still answers its sites' trainers."""
+
+
+@dataclass
+class House:
+    """What all experiments of a director share.
+
+    run: calls a function in a thread, where it may wait for the disk. uploads: how many go on at a time. heard: told
+    which site was heard of. changed: told which sites may have something else to do now; nothing of a metric.
+    """
+
+    run: Callable[..., Awaitable[Any]] = asyncio.to_thread
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    heard: Callable[[str], None] = lambda site: None
+    changed: Callable[[Iterable[str]], None] = lambda sites: None
+    idle_seconds: float = IDLE_SECONDS
+
 
 class MetricLog:
-    """Every metric of an experiment, in order; takes the place of the aggregator's queue."""
+    """Puts metrics on disk, where their readers find them: many at a time, and in order."""
 
     def __init__(
-        self, state: ExperimentState, notify: Callable[[], None], cannot_keep: Callable[[str, OSError], None]
+        self,
+        house: House,
+        state: ExperimentState,
+        notify: Callable[[], None],
+        cannot_keep: Callable[[str, OSError], None],
     ) -> None:
-        self.lines = state.finished_metrics()
-        self._state = state
-        self._notify = notify
-        self._cannot_keep = cannot_keep
-        self._lock = threading.Lock()  # sites report at the same time; memory and disk keep one order
+        self._state, self._cannot_keep = state, cannot_keep
+        self._lock = threading.Lock()
+        self._waiting: list[dict[str, Any]] = []
+        self._batches = Batches(house.run, lambda _: self.flush(), self._failed, notify)
 
-    def put(self, metric: dict[str, Any]) -> None:
-        """Append one metric, here and on disk, and wake the readers."""
+    def put(self, metrics: Sequence[dict[str, Any]]) -> None:
+        """Append metrics, and wake the readers when they are on disk."""
+        self._waiting += metrics
+        self._batches.put(len(metrics))
+
+    async def kept(self) -> None:
+        """Return when all metrics are on disk."""
+        await self._batches.finished()
+
+    def flush(self) -> None:
+        """Put on disk what is not there yet; callable from any thread.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
         with self._lock:
-            self.lines.append(metric)
-            try:
-                self._state.add_metric(metric)
-            except OSError as error:
-                self._cannot_keep("a metric", error)
-        self._notify()
+            metrics, self._waiting = self._waiting, []
+            if metrics:
+                self._state.add_metrics(metrics)
+
+    def drop(self) -> None:
+        """Forget what is not on disk yet."""
+        with self._lock:
+            self._waiting = []
+
+    def _failed(self, error: Exception) -> None:
+        self._cannot_keep("a metric", error if isinstance(error, OSError) else OSError(str(error)))
 
 
 class RunningExperiment(EngineExperiment):  # type: ignore[misc]
     """One submitted experiment from its archive to its best model."""
 
-    def __init__(self, state: ExperimentState, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, state: ExperimentState, house: House | None = None) -> None:
         about, progress = state.about(), state.progress()
         super().__init__(
-            name=about["name"],
+            name=about.name,
             archive_path=state.archive,
-            collaborators=about["collaborators"],
-            users=[about["sender"]],
-            sender=about["sender"],
+            collaborators=list(about.collaborators),
+            users=[about.sender],
+            sender=about.sender,
             init_tensor_dict=None,
         )
         self.state = state
         self.status = progress.status
         self.failure = progress.failure
+        self.house = house or House()
+        self.conductor: Conductor | None = None
+        self._metrics: MetricLog | None = None
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._on_change = on_change
-        self.metrics = MetricLog(state, self.notify, self._cannot_keep)
-        self.gone: set[str] = set()
         self.awaiting: dict[str, str] = {}  # sites whose owner has not approved the code yet, and its digest
+        self.begun = 0  # how often the running round was begun: what it told before is told again
         self.notices: list[str] = []  # what readers are told beside the metrics while the experiment goes on
         self.left = False
+        self.started = False
         self._end: str | None = None  # how it ended, as long as that is not on disk
 
     @property
@@ -87,13 +126,14 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         return self.status in (Status.FINISHED, Status.FAILED, Status.REJECTED)
 
     def notify(self) -> None:
-        """Wake everyone who waits for news; callable from any thread."""
-        self._loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
+        """Wake those who follow this experiment."""
         self._changed.set()
         self._changed = asyncio.Event()
-        self._on_change()
+
+    def _stands_otherwise(self) -> None:
+        """Wake those who follow this experiment, and its sites: they may have something else to do."""
+        self.notify()
+        self.house.changed(self.collaborators)
 
     async def news(self) -> None:
         """Return when something has changed: a metric, a round, the end."""
@@ -103,14 +143,18 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         """End the experiment with a reason that its readers are given; the first reason stands."""
         if not self.over:
             self._ends(Status.FAILED, reason)
-            if self.aggregator:
-                self.aggregator.stop()
-            self.notify()
+            if self.conductor:
+                self.conductor.end(reason)
+            self._stands_otherwise()
 
     def _ends(self, status: str, failure: str | None = None) -> None:
         """Put the end on disk, then let the readers know of it."""
         self.failure, self._end = failure, status
-        self.state.forget_updates()
+        with suppress(OSError):  # of an upload that is being written there is something left, until the next start
+            self.state.forget_updates()
+        with suppress(OSError):
+            if self._metrics:
+                self._metrics.flush()
         self.keep_end()
         self.status = status
 
@@ -129,36 +173,65 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
                 f"the director was stopped in the middle of {self.name}, which goes on when it is started again"
             )
             self.status, self.left = Status.FAILED, True
-            if self.aggregator:
-                self.aggregator.release()
+            if self.conductor:
+                self.conductor.release()
             self.notify()
 
     def prepare(self) -> None:
-        """Make the aggregator that the plan names, at the round that comes next; `failure` tells when that fails."""
+        """Begin to conduct, as described, at the round that comes next; `failure` tells when that cannot be."""
         try:
-            self.aggregator = self._build_aggregator()
+            self.conductor = self._conducted()
         except Exception as error:
-            logger.exception("experiment %s: its plan cannot be used", self.name, extra={"experiment": self.name})
-            self.fail(f"the director cannot use the plan of {self.name}: {type(error).__name__}: {error}")
+            logger.exception("experiment %s: it cannot be run", self.name, extra={"experiment": self.name})
+            self.fail(f"the director cannot run {self.name}: {type(error).__name__}: {error}")
 
-    def site_failed(self, site: str, reason: str) -> None:
+    @property
+    def gives_way(self) -> bool:
+        """Whether it runs, and does nothing but wait for an owner without whom its first round cannot close."""
+        runs = self.status == Status.IN_PROGRESS and self.conductor is not None
+        return bool(runs and self.conductor and self.conductor.waits_only_for(self.awaiting))
+
+    def give_way(self) -> None:
+        """Leave the sites to others until the owners have decided; the first round is begun anew then."""
+        logger.info(
+            "experiment %s: leaves its sites to others while it waits for approval at %s",
+            self.name, ", ".join(sorted(self.awaiting)), extra={"experiment": self.name},
+        )  # fmt: skip
+        self.status, self.started = Status.PENDING, False
+        self.begun += 1
+        left, self.conductor = self.conductor, None
+        if left:
+            left.abandon()
+        if self._metrics:
+            self._metrics.drop()
+        with suppress(OSError):  # after a restart it would start, and give way again
+            self.state.drop_round()
+            self.state.end(Status.PENDING)
+        self._stands_otherwise()
+
+    def site_failed(self, site: str, reason: str, for_good: bool = True) -> None:
         """Go on without a site where the experiment's policy allows it; otherwise fail."""
         self.awaiting.pop(site, None)
-        if self.aggregator:
-            self.aggregator.leave_out(site, reason)
+        if self.conductor:
+            self.conductor.leave_out(site, reason, for_good)
+            self.house.changed((site,))
             self.notify()
+        elif self.status == Status.PENDING:  # it has given way: the site says so again when it is told of it again
+            self.notice(f"site {site}: {reason}")
+            return
         else:
             self.fail(reason)
         if not self.over:
             self.notice(f"goes on without site {site}: {reason}")
 
-    def await_approval(self, site: str, digest: str | None) -> None:
-        """A site waits for its owner to approve the code with this digest, or (None) waits no longer."""
+    def await_approval(self, site: str, digest: str | None) -> bool:
+        """A site waits for its owner to approve the code with this digest, or (None) waits no longer; is that news?"""
         waited_for = self.awaiting.pop(site, None)
         if digest:
             self.awaiting[site] = digest
             if digest != waited_for:
                 self.notice(f"site {site} waits for its owner to approve the code (digest {digest[:SHORT]})")
+        return digest != waited_for
 
     def notice(self, text: str) -> None:
         """Tell the readers something, once."""
@@ -174,6 +247,7 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         """
         if self.over:  # cancelled while it waited
             return
+        self.started = True
         logger.info("experiment %s: starts on %s", self.name, ", ".join(self.collaborators))
         try:
             self.state.end(Status.IN_PROGRESS)
@@ -182,69 +256,63 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             return
         self.status = Status.IN_PROGRESS
         started = time.monotonic()
-        if self.aggregator is None:
+        if self.conductor is None:
             self.prepare()
-        self.notify()
-        while not self.over and not (self.aggregator and self.aggregator.finished):
+        self._stands_otherwise()
+        while self.status == Status.IN_PROGRESS and not (self.conductor and self.conductor.finished):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.news(), timeout=1)
             self._leave_out_the_gone(last_heard)
+        if self.status == Status.PENDING:  # it has given way to others
+            return
         if not self.over:
             self._ends(Status.FINISHED)
         logger.info("experiment %s: %s after %.1f s", self.name, self.status, time.monotonic() - started)
-        self.notify()
+        self._loop.call_later(FAREWELL_SECONDS, self._give_back)
+        self._stands_otherwise()
+
+    def _give_back(self) -> None:
+        """Keep no more in memory of an experiment that is over than what `list` tells."""
+        self.conductor = self._metrics = None
+        self.awaiting.clear()
 
     def wants(self, site: str) -> bool:
         """Whether there is work for this site now, or will be once it is heard of again."""
-        sites = self.aggregator.authorized_cols if self.aggregator else self.collaborators
-        return bool(self.status == Status.IN_PROGRESS and (site in sites or site in self.gone))
+        if self.status != Status.IN_PROGRESS:
+            return False
+        return self.conductor.needs(site) if self.conductor else site in self.collaborators
 
     def welcome(self, site: str) -> None:
         """Count again on a site that was gone; one that failed stays out."""
-        if self.status == Status.IN_PROGRESS and self.aggregator and site in self.gone:
-            self.gone.remove(site)
-            self.aggregator.readmit(site)
+        if self.status == Status.IN_PROGRESS and self.conductor and site in self.conductor.sites:
+            self.conductor.heard(site)
 
     def _leave_out_the_gone(self, last_heard: Callable[[str], float]) -> None:
-        for site in tuple(self.aggregator.authorized_cols) if self.aggregator else ():
+        if not self.conductor or self.over:
+            return
+        for site in self.conductor.book.present:
             silent = time.monotonic() - last_heard(site)  # a laptop that slept has not missed anybody
-            if silent > self.aggregator.gone_seconds:
-                self.gone.add(site)
-                self.site_failed(site, f"site {site} is gone: the director has not heard of it for {silent:.0f} s")
+            if silent > self.conductor.gone_seconds and not self.over:
+                reason = f"site {site} is gone: the director has not heard of it for {silent:.0f} s"
+                self.site_failed(site, reason, for_good=False)
 
-    def _build_aggregator(self) -> Any:
-        """The aggregator that the plan names, ready for its collaborators."""
-        with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-            archives.write(archives.read(self.archive_path), Path(folder))
-            with chdir(folder):  # the engine reads the plan's pickles from the working folder
-                plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
-                plan.authorized_cols = list(self.collaborators)
-                aggregator = plan.get_aggregator({})  # the model stays on disk
-        aggregator.open(self.state.folder, self.state.progress())
-        aggregator.experiment = self.name
-        aggregator.metric_queue = self.metrics
-        aggregator.on_round = self._save_round
-        aggregator.on_change = self.notify
-        aggregator.on_failure = self.fail
-        return aggregator
-
-    def _save_round(self) -> None:
-        """Put the finished round on disk; called by the aggregator before it hands out the next one."""
-        aggregator = self.aggregator
-        try:
-            progress = replace(  # the status on disk stays: a director that is leaving has not failed the experiment
-                self.state.progress(),
-                next_round=aggregator.round_number,
-                last_round=aggregator.last_round,
-                best_round=aggregator.best_round,
-                best_score=aggregator.best_model_score,
-            )
-            self.state.save(progress)
-        except OSError as error:
-            self._cannot_keep(f"round {aggregator.round_number}", error)
-        except Exception as error:
-            logger.exception("experiment %s: round %d cannot be kept", self.name, aggregator.round_number)
-            self.fail(f"the director cannot keep round {aggregator.round_number} of {self.name}: {error!r}")
+    def _conducted(self) -> Conductor:
+        """The conductor of the rounds that the experiment's description asks for."""
+        metrics = self._metrics = MetricLog(self.house, self.state, self.notify, self._cannot_keep)
+        return Conductor(
+            self.name,
+            archives.describe(archives.read(self.archive_path)),
+            self.collaborators,
+            self.state,
+            tell=metrics.put,
+            told=metrics.kept,
+            run=self.house.run,
+            uploads=self.house.uploads,
+            on_heard=self.house.heard,
+            on_change=self.notify,
+            on_failure=self.fail,
+            idle_seconds=self.house.idle_seconds,
+        )
 
     def _cannot_keep(self, what: str, error: OSError) -> None:
         """End the experiment: what is not on disk would be lost with the director, and nobody would know."""

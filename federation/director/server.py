@@ -9,11 +9,12 @@ Mends, with the engine's file and line:
 """
 
 import asyncio
+import json
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,18 @@ from openfl.protocols import aggregator_pb2_grpc, base_pb2, director_pb2, direct
 from openfl.protocols.utils import get_headers
 from openfl.transport import DirectorGRPCServer as EngineServer
 
+from federation.director import who
 from federation.director.access import Access, certificate_name, guards
+from federation.director.commands import Door
 from federation.director.director import Director
 from federation.director.edge import DESCRIPTION_CHARACTERS, SITES, Edge, shard_problem
+from federation.director.limits import raise_file_limit
+from federation.director.lock import DIRECTOR, locked
+from federation.director.models import ModelServer
 from federation.director.router import AggregatorRouter
-from federation.director.state import ExperimentState
+from federation.director.state import clear_leftovers
+from federation.director.uploads import AT_A_TIME
+from federation.director.who import Who
 from federation.errors import (
     DirectorLeaves,
     FederationError,
@@ -34,39 +42,38 @@ from federation.errors import (
     disk_problem,
 )
 from federation.settings import DirectorSettings
-from federation.wire import archives
+from federation.wire import archives, files
 from federation.wire.channels import SERVER_OPTIONS
-from federation.wire.metadata import AWAITING_APPROVAL, DIGEST, INSTEAD_OF, PROCESS
+from federation.wire.metadata import (
+    AWAITING_APPROVAL,
+    DIGEST,
+    EXPERIMENTER,
+    IN_HAND,
+    INSTEAD_OF,
+    MOST_SLOTS,
+    PROCESS,
+    REMOVE,
+    SLOTS,
+)
 from federation.wire.models import ModelFile
 from federation.wire.names import NAME_CHARACTERS
-from federation.wire.transfer import ModelServer
 
 logger = logging.getLogger(__name__)
 
-COLLABORATOR_THREADS = 64
-"""Collaborators that may wait for work or send results at the same time."""
-
 
 class DirectorServer(EngineServer):  # type: ignore[misc]
-    """The engine's server with errors that reach the notebook and the aggregators on the same port."""
+    """The engine's server with errors that reach the notebook, and all experiments' rounds on the same port."""
 
     guards: tuple[Access, ...] = ()
 
     async def _run_server(self) -> None:
-        pool = ThreadPoolExecutor(COLLABORATOR_THREADS, thread_name_prefix="collaborator")
-        interceptors = (Edge(pool), *self.guards)
-        self.server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        self.server = grpc.aio.server(interceptors=(Edge(), *self.guards), options=SERVER_OPTIONS)
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
-        router = AggregatorRouter(
-            self.director.experiments_registry.aggregator_of, self.tls, self.director.presence.see
-        )
+        conductor_of = self.director.experiments_registry.conductor_of
+        router = AggregatorRouter(conductor_of, certificate_name)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
-        models = ModelServer(
-            self.director.experiments_registry.aggregator_of,
-            self._trained,
-            certificate_name,
-            self.director.presence.see,
-        )
+        downloads = asyncio.Semaphore(AT_A_TIME)
+        models = ModelServer(conductor_of, self._trained, certificate_name, self.director.house.run, downloads)
         models.add_to(self.server)
         try:
             port = self._bind()
@@ -78,7 +85,18 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         await asyncio.shield(self.server.wait_for_termination())
 
     def _trained(self, experiment: str, kind: str, context: Any) -> ModelFile | None:
-        model: ModelFile | None = self.director.get_trained_model(experiment, self.get_caller(context), kind)
+        by = who.of_call(context, self.get_caller(context))
+        about = {"experiment": experiment, **by.fields}
+        try:
+            self.director.check_owner(experiment, by.name)
+            model: ModelFile | None = self.director.get_trained_model(experiment, by.name, kind)
+        except FederationError as error:
+            _refused(f"the {kind} model", by, error, experiment)
+            return None
+        except OSError as error:
+            raise ValueError(f"the {kind} model of {experiment} cannot be read ({error})") from error
+        if model:
+            logger.info("experiment %s: the %s model is taken by %s", experiment, kind, by, extra=about)
         return model
 
     def _bind(self) -> int:
@@ -115,6 +133,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
                 experiment_archive_path=archive,
             )
         except SubmissionRefused as refusal:
+            _refused("a submission", who.of_call(context, self.get_caller(context)), refusal, request.name)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the initial model cannot be used: {error}")
@@ -124,7 +143,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        logger.info("experiment %s: submitted by %s", request.name, self.get_caller(context))
+        by = who.of_call(context, self.get_caller(context))
+        logger.info("experiment %s: submitted by %s", request.name, by, extra={"experiment": request.name, **by.fields})
         return director_pb2.SetNewExperimentResponse(accepted=True)
 
     async def GetTrainedModel(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -142,13 +162,33 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
 
     async def GetMetricStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Metrics to a notebook; ends with an error if the experiment did."""
+        by = who.of_call(context, self.get_caller(context))
         try:
-            async for metric in self.director.stream_metrics(request.experiment_name, self.get_caller(context)):
+            self.director.check_owner(request.experiment_name, by.name)
+        except FederationError as error:
+            _refused("metrics", by, error, request.experiment_name)
+            await context.abort(grpc.StatusCode.ABORTED, str(error))
+        try:
+            async for metric in self.director.stream_metrics(request.experiment_name, by.name):
                 yield director_pb2.GetMetricStreamResponse(**metric)
         except DirectorLeaves as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except FederationError as error:
             await context.abort(grpc.StatusCode.ABORTED, str(error))
+
+    async def RemoveExperimentData(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """End an experiment of the caller's, or, where the metadata say so, remove one that is over."""
+        by = who.of_call(context, self.get_caller(context))
+        name, removes = request.experiment_name, get_headers(context).get(REMOVE) == "yes"
+        try:
+            self.director.check_owner(name, by.name)
+            (self.director.remove if removes else self.director.cancel)(name, by)
+        except FederationError as error:
+            _refused("remove" if removes else "cancel", by, error, name)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except OSError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the director cannot remove {name} ({error})")
+        return director_pb2.RemoveExperimentResponse(acknowledgement=True)
 
     async def UpdateShardInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Register an envoy, unless another one that is alive has its name."""
@@ -179,7 +219,9 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         awaiting = said if DIGEST.fullmatch(said) else None
         try:
             with self.director.presence.call(site, _process(context)):
-                work = await self.director.wait_experiment(site, _process(context), instead_of, awaiting)
+                work = await self.director.wait_experiment(
+                    site, _process(context), instead_of, awaiting, _in_hand(context), _slots(context)
+                )
         except FederationError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         await self._hear(site, context)  # the name may be another's by now
@@ -188,6 +230,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
     async def GetExperimentData(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The archive of an experiment, to its own sites."""
         await self._check_site(request, context)
+        sender = self.director.experiments_registry[request.experiment_name].sender
+        await context.send_initial_metadata(((EXPERIMENTER, str(sender).encode()),))
         async for part in super().GetExperimentData(request, context):
             yield part
 
@@ -222,8 +266,31 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
 
 
+def _refused(what: str, by: Who, error: FederationError, experiment: str) -> None:
+    about = {"experiment": experiment[:NAME_CHARACTERS], **by.fields}
+    logger.warning("refused: %s to %s: %s", what, by, error, extra=about)
+
+
 def _process(context: Any) -> str:
     return str(get_headers(context).get(PROCESS, ""))
+
+
+def _in_hand(context: Any) -> frozenset[str]:
+    """The experiments that an envoy says it has.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    said = json.loads(get_headers(context).get(IN_HAND, b"[]"))
+    if not isinstance(said, list) or not all(isinstance(name, str) for name in said):
+        raise ValueError(f"{IN_HAND} is not a list of names")
+    return frozenset(said)
+
+
+def _slots(context: Any) -> int:
+    """How many experiments a site says that it runs at a time."""
+    said = str(get_headers(context).get(SLOTS, "1"))
+    return min(max(int(said), 1), MOST_SLOTS) if said.isascii() and said.isdigit() else 1
 
 
 def _taken(site: str) -> str:
@@ -235,10 +302,11 @@ def _taken(site: str) -> str:
 
 async def serve(settings: DirectorSettings) -> None:
     """Run a director until it is cancelled."""
-    with tempfile.TemporaryDirectory(prefix="director-") as folder:
+    raise_file_limit()
+    with tempfile.TemporaryDirectory(prefix="director-") as folder, _locked(settings, Path(folder, "state")) as root:
         server = DirectorServer(
             director_cls=Director,
-            state_root=_state_root(settings, Path(folder, "state")),
+            state_root=root,
             tls=settings.certificates.tls,
             sample_shape=list(settings.sample_shape),
             target_shape=list(settings.target_shape),
@@ -249,20 +317,38 @@ async def serve(settings: DirectorSettings) -> None:
         )
         server.guards = guards(settings)
         server.root_dir = Path(folder)  # submitted archives
+        door = Door(root, server.director)
+        await door.open()
         experiments = asyncio.create_task(server.director.start_experiment_execution_loop())
         try:
             await server._run_server()
         finally:
+            door.close()
             experiments.cancel()
             server.director.leave()
             await server.server.stop(grace=1)  # time enough to tell the readers
 
 
-def _state_root(settings: DirectorSettings, temporary: Path) -> Path:
+@contextmanager
+def _locked(settings: DirectorSettings, temporary: Path) -> Iterator[Path]:
+    """The director's state folder, which is this process's alone for the block.
+
+    Raises:
+        FederationError: another director uses it, or it cannot be used.
+    """
     root = settings.state or temporary
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        ExperimentState.all(root)
-    except (OSError, ValueError, KeyError) as error:
-        raise FederationError(f"state: {root} cannot be used ({error}); move it away or name another folder") from error
-    return root
+        files.ensure_folder(root)
+    except OSError as error:
+        raise FederationError(f"state: {root} cannot be used ({error}); name another folder") from error
+    with locked(root, DIRECTOR) as elsewhere:
+        if elsewhere:
+            logger.warning(
+                "state: %s was used by a %s, which has not given it back; if that one still runs, stop one of the two",
+                root, elsewhere,
+            )  # fmt: skip
+        try:
+            clear_leftovers(root)
+        except OSError as error:
+            raise FederationError(f"state: {root} cannot be used ({error}); name another folder") from error
+        yield root

@@ -3,49 +3,46 @@
 Mends, with the engine's file and line:
 
 - interface/interactive_api/experiment.py:467: zips the whole working folder of the notebook, data
-  and results included. Here an experiment ships its plan, its pickles and the source files of one package.
+  and results included. Here an experiment ships its description and the source files of one package.
 - interface/interactive_api/experiment.py:262: also ships `pip freeze`. Here nothing is installed anywhere.
 - transport/grpc/director_client.py:358: every chunk of the archive carries the whole initial model. Here it travels
   once.
-- experiment.py:731: a task's wrapper is pickled as compiled code, with paths of the notebook's machine. Here a task is
-  pickled by its name: what a site's owner reads is what runs, and the same submission has the same digest everywhere.
+- experiment.py:731: a task's wrapper is pickled as compiled code, with paths of the notebook's machine. Here nothing is
+  pickled: what a site's owner reads is what runs, and the same submission has the same digest everywhere.
 - interface/interactive_api/experiment.py:195: metrics are only logged. Here they are values, and a failure is an
   exception.
 - federated/plan/plan.py:529: a notebook that comes back gets a KeyError for its model. Here an experiment has a name.
-- federated/plan/plan.py:299: identical plans share an id. Here each experiment's plan is salted.
+- federated/plan/plan.py:299: identical plans share an id. Here each submission draws its own.
 """
 
-import inspect
+import json
 import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir
-from copy import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-from openfl.federated import Plan
-from openfl.interface.interactive_api.experiment import FLExperiment, ModelInterface, TaskInterface
 from openfl.interface.interactive_api.federation import Federation as EngineFederation
 from openfl.protocols import base_pb2, director_pb2, director_pb2_grpc
 from openfl.protocols.interceptors import headers_adder
 from openfl.transport.grpc.director_client import DirectorClient
 
 from federation.errors import REFUSALS, ExperimentFailed, FederationError, SubmissionRefused
+from federation.experiment import build, shipped
 from federation.logs import quieten_engine
 from federation.policy import RoundPolicy
-from federation.schedule import NOTICE, TASK_NAMES, RoundSchedule, finished_rounds
+from federation.schedule import NOTICE, TASK_NAMES, finished_rounds
 from federation.settings import Certificates
 from federation.wire import archives
 from federation.wire.channels import CONNECT_SECONDS, CONNECTION_LOST, connect
+from federation.wire.description import Description
 from federation.wire.models import CHUNK, Packed, Piece
 from federation.wire.transfer import fetch_trained
-from federation.wire.updates import Encoder
 from rules.scores import Score
 
 logger = logging.getLogger(__name__)
@@ -92,6 +89,7 @@ class FederationHandle:
         self, host: str, port: int, certificates: Certificates | None = None, client_id: str = "experimenter"
     ) -> None:
         paths = certificates or Certificates()
+        quieten_engine()
         try:
             self._engine = EngineFederation(
                 client_id=client_id,
@@ -152,63 +150,73 @@ class FederationHandle:
         name: str,
         *,
         package: Path,
-        model: ModelInterface,
-        tasks: TaskInterface,
-        data: Any,
+        entry_point: str,
+        settings: Mapping[str, Any],
         rounds: int,
         best_metric: str,
-        keep_optimizer: bool,
+        best_direction: str = "max",
+        keep_optimizer: bool = True,
         policy: RoundPolicy | None = None,
         update_format: str = "float32",
-        best_direction: str = "max",
+        rule: Mapping[str, Any] | None = None,
         scores: Mapping[str, Score] | None = None,
     ) -> "ExperimentHandle":
         """Send an experiment to the director.
+
+        The entry point is called here as well, on the files that are shipped, for the model before the first round.
 
         Args:
             name: its name, not used before on this director.
             package: the folder of the Python package that travels to the sites: its `*.py` files only, and those of
                 folders within that are packages themselves.
-            model, tasks, data: the engine's interface objects, defined in that package.
+            entry_point: `package.module:function` in it; called with `settings` it returns a ModelInterface, a
+                TaskInterface with one task that trains and one that validates, and a DataInterface.
+            settings: what the function is given: values that JSON has.
             rounds: rounds of training; a last validation follows.
-            best_metric: the metric of the aggregated validation by which the best model is chosen.
+            best_metric, best_direction: the metric of the aggregated validation by which the best model is chosen, and
+                whether larger ("max") or smaller ("min") is better.
             keep_optimizer: whether each site keeps its optimizer state from round to round.
             policy: when a round may close without some of the sites; None: never.
             update_format: how sites send what they have trained; see `federation.wire.updates.FORMATS`.
-            best_direction: "max" where a larger `best_metric` is better, or "min".
+            rule: how the director makes the next model of the sites' (`{"name": "mean"}`): the name of a rule, and the
+                numbers that it takes.
             scores: what the director computes of the sums that sites send, by name.
 
         Raises:
-            SubmissionRefused: the director says why.
+            SubmissionRefused: the director says why, or the experiment cannot be described, or its package refuses its
+                settings.
+            FederationError: the entry point does not return what it should.
         """
+        online = [site.name for site in self._online()]
         try:
-            submission = _Submission(
-                self._engine,
-                name,
-                package,
-                policy or RoundPolicy(),
-                len(self._online()),
-                aggregator={
-                    "best_metric": best_metric,
-                    "best_direction": best_direction,
-                    "scores": {name: asdict(score) for name, score in (scores or {}).items()},
-                },
-                collaborator={"update_format": Encoder(update_format).format},
+            description = Description(
+                id=uuid.uuid4().hex,
+                rounds=rounds,
+                best_metric=best_metric,
+                best_direction=best_direction,
+                entry_point=entry_point,
+                settings=json.loads(json.dumps(settings)),
+                policy=(policy or RoundPolicy()).among(len(online) or 1),  # the director refuses one without any
+                rule=dict(rule or {"name": "mean"}),
+                scores={name: asdict(score) for name, score in (scores or {}).items()},
+                update_format=update_format,
+                keep_optimizer=keep_optimizer,
             )
-            with tempfile.TemporaryDirectory(prefix="submit-") as folder, chdir(folder):
-                submission.start(
-                    model_provider=model,
-                    task_keeper=tasks,
-                    data_loader=data,
-                    rounds_to_train=rounds + 1,
-                    task_assigner=RoundSchedule(rounds, tasks.get_registered_tasks()),
-                    opt_treatment="CONTINUE_LOCAL" if keep_optimizer else "RESET",
-                    device_assignment_policy="CUDA_PREFERRED",
-                )
-        except grpc.RpcError as error:
-            raise SubmissionRefused(str(error.details())) from error
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise SubmissionRefused(str(error)) from error
+        files = archives.sources(package) | {archives.DESCRIPTION: description.to_bytes()}
+        with tempfile.TemporaryDirectory(prefix="submit-") as folder:
+            archive = Path(folder, "experiment.zip")
+            archives.pack(files, archive)
+            try:
+                with shipped(package):
+                    model = build(entry_point, description.settings).initial_tensors()
+            except ValueError as error:  # what the package says of its settings; the class is the shipped one's own
+                raise SubmissionRefused(str(error)) from error
+            try:
+                self._engine.dir_client.set_new_experiment(name, online, archive, model)
+            except grpc.RpcError as error:
+                raise SubmissionRefused(str(error.details())) from error
         return self.attach(name)
 
     def attach(self, name: str) -> "ExperimentHandle":
@@ -227,7 +235,7 @@ class _Client(DirectorClient):  # type: ignore[misc]
         self.named_channel = grpc.intercept_channel(self.channel, headers_adder({"client_id": client_id}))
         self.stub = director_pb2_grpc.DirectorStub(self.named_channel)
 
-    def set_new_experiment(self, name: str, col_names: Any, arch_path: str, initial_tensor_dict: Any) -> Any:
+    def set_new_experiment(self, name: str, col_names: Any, arch_path: Any, initial_tensor_dict: Any) -> Any:
         """Submit an experiment; gRPC's error says why the director refuses it."""
         model = Packed({name: Piece.of(array) for name, array in initial_tensor_dict.items()})
         return self.stub.SetNewExperiment(self._messages(name, list(col_names), Path(arch_path), model))
@@ -275,11 +283,13 @@ class ExperimentHandle:
         """
         seen: set[tuple[int, str, str, str]] = set()
         for line in self._lines(reconnect_seconds):
-            if line["task_name"] == NOTICE:
+            if line["task_name"] == NOTICE and not line["metric_origin"]:  # the director's own word has no other origin
                 logger.warning("experiment %s: %s", self.name, line["metric_name"])
                 continue
             task, done = line["task_name"], finished_rounds(line["task_name"], line["round"])
-            metric = Metric(done, line["metric_origin"], TASK_NAMES[task], line["metric_name"], line["metric_value"])
+            metric = Metric(
+                done, line["metric_origin"], TASK_NAMES.get(task, task), line["metric_name"], line["metric_value"]
+            )
             key = metric.round, metric.site, metric.task, metric.metric
             if key not in seen:
                 seen.add(key)
@@ -331,60 +341,3 @@ class ExperimentHandle:
             if model is None:
                 raise FederationError(f"experiment {self.name} has no such model yet: none {what} ({self.status()})")
             return dict(model)
-
-
-class _Submission(FLExperiment):  # type: ignore[misc]
-    """The engine's experiment, shipping one package instead of the working folder."""
-
-    def __init__(
-        self,
-        federation: EngineFederation,
-        name: str,
-        package: Path,
-        policy: RoundPolicy,
-        sites: int,
-        **settings: dict[str, Any],
-    ) -> None:
-        self._package = package
-        self._policy, self._sites = policy, sites
-        self._settings = settings
-        quieten_engine()
-        super().__init__(federation, experiment_name=name)
-        self.is_validate_task_exist = True
-
-    def _initialize_plan(self) -> None:
-        with tempfile.TemporaryDirectory() as folder, chdir(folder):  # the engine makes folders where it stands
-            super()._initialize_plan()
-        config = self.plan.config
-        config["aggregator"]["template"] = "federation.director.aggregator.RoundAggregator"
-        config["collaborator"]["template"] = "federation.site.collaborator.Collaborator"
-        for part, settings in self._settings.items():
-            config[part]["settings"] |= settings
-        if self._sites:  # the director refuses an experiment without any
-            self._policy.add_to(config, self._sites)
-        config["network"]["settings"] |= {"hash_salt": uuid.uuid4().hex, "agg_port": 0}
-
-    def prepare_workspace_distribution(
-        self, model_provider: Any, task_keeper: Any, data_loader: Any, task_assigner: Any, pip_install_options: Any = ()
-    ) -> None:
-        """Pack the plan, the pickled interface objects and the package's source files.
-
-        Raises:
-            ArchiveRefused: one of them may not travel; says which and why.
-        """
-        tasks = copy(task_keeper)
-        tasks.task_registry = {name: _unwrapped(task) for name, task in task_keeper.task_registry.items()}
-        Path("workspace/plan").mkdir(parents=True)
-        with chdir("workspace"):
-            self._serialize_interface_objects(model_provider, tasks, data_loader, task_assigner)
-            Plan.dump(Path("plan", self.plan.name), self.plan.config)
-            files = {name: Path(name).read_bytes() for name in (archives.PLAN, *archives.PICKLES)}
-        archive = Path("experiment.zip").absolute()
-        archives.pack(files | archives.sources(self._package), archive)
-        self.arch_path = str(archive)
-
-
-def _unwrapped(task: Callable[..., Any]) -> Callable[..., Any]:
-    """The task itself, out of the function that the engine wraps around it."""
-    inner: Callable[..., Any] = inspect.getclosurevars(task).nonlocals.get("training_method", task)
-    return inner

@@ -14,44 +14,59 @@ Started by `federation.envoy`. Mends, with the engine's file and line:
 """
 
 import logging
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 import grpc
-import yaml
 from openfl.component.envoy.envoy import Envoy as EngineEnvoy
 from openfl.transport.grpc.exceptions import ShardNotFoundError
 
 from federation.errors import REFUSALS, FederationError
 from federation.logs import log_fields
-from federation.policy import retries_of
 from federation.settings import Accept, EnvoySettings
 from federation.site import devices
 from federation.site.audit import AuditLog
-from federation.site.client import SiteClient
+from federation.site.client import SiteClient, name_in
+from federation.site.disk import outlast
+from federation.site.folders import WorkFolder
+from federation.site.job import GRACE_SECONDS, RETRY_SECONDS, Job, Watch
 from federation.site.local_state import state_folder
 from federation.site.review import COMMAND, ReviewFolder, Submission, Verdict, refusal, verdict
-from federation.site.trainer import FAILURE_FILE, TrainerTask, build_descriptor
+from federation.site.trainer import build_descriptor
 from federation.wire import archives
 from federation.wire.metadata import SHORT
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 1.0
-GRACE_SECONDS = 3.0
-"""How long a trainer has to leave by itself once its experiment is over."""
 WAITING = (
     "waiting for the director's answer: if it knows another envoy named %s, it finds out whether that one still works"
 )
+
+
+class Slots:
+    """A site's slots, each with its device; one experiment at a time is worked on in each."""
+
+    def __init__(self, devices: tuple[int | None, ...]) -> None:
+        self._free = list(devices)
+        self._changed = threading.Condition()
+
+    def wait(self) -> None:
+        """Wait until one is free."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free)
+
+    def take(self) -> int | None:
+        """Take a free one, as soon as there is one; its device."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free)
+            return self._free.pop(0)
+
+    def give_back(self, device: int | None) -> None:
+        """Somebody else may have it."""
+        with self._changed:
+            self._free.append(device)
+            self._changed.notify_all()
 
 
 class Envoy(EngineEnvoy):  # type: ignore[misc]
@@ -59,11 +74,17 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
 
     def __init__(self, settings: EnvoySettings) -> None:
         monitor = devices.load_monitor(settings.device_monitor)
+        present = devices.present(settings.cuda_devices, monitor) if monitor else ()
         self.settings = settings
         self.reviews = ReviewFolder(settings.review_folder)
         self.audit = AuditLog(settings.audit, site=settings.name, director="{}:{}".format(*self._director))
-        self._waiting: tuple[str, str] | None = None  # experiment and digest that the owner has to decide on
-        self._trainer: subprocess.Popen[str] | None = None
+        self._devices = devices.slots(settings.slots, present)
+        self._slots = Slots(self._devices)
+        self._hand = threading.Lock()
+        self._in_hand: dict[str, str | None] = {}  # experiments; the digest of one that the owner has to decide on
+        self._question: grpc.Future | None = None  # for an experiment that is none of those
+        self._jobs: dict[str, Job] = {}
+        self._leaving = threading.Event()
         super().__init__(
             shard_name=settings.name,
             director_host=settings.director_host,
@@ -71,13 +92,15 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             shard_descriptor=build_descriptor(settings.descriptor, dict(settings.descriptor_params)),
             tls=settings.certificates.tls,
             install_requirements=False,
-            cuda_devices=devices.present(settings.cuda_devices, monitor) if monitor else (),
+            cuda_devices=present,
             cuda_device_monitor=monitor,
             **settings.certificates.as_strings(),
         )
-        self.director_client = SiteClient(settings)
+        self.director_client = SiteClient(settings, self.audit, len(self._devices))
         if not self.cuda_devices:
             logger.info("no CUDA device: training on the CPU with %d thread(s)", settings.cpu_threads)
+        if len(self._devices) > 1:
+            logger.info("%d slots: so many experiments run side by side", len(self._devices))
         if settings.accept == Accept.ANY:
             logger.warning(
                 "review.accept is 'any': the code of everyone who may submit runs here unseen, next to the recordings; "
@@ -96,59 +119,149 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         self.run()
 
     def run(self) -> None:
-        """Wait for the next experiment, work on it, report if that failed; for ever.
+        """Wait for the next experiment, work on it, report if that failed; for ever, and in each slot.
 
         Raises:
             FederationError: the director refuses this site: its certificate, or its name is another envoy's by now.
         """
-        told = False
-        while True:
-            try:
-                name = self._next_experiment()
-                archive = self._fetch(name)
-            except grpc.RpcError as error:
-                if error.code().name in (*REFUSALS, "ALREADY_EXISTS"):
-                    raise FederationError(f"the director refused this site: {error.details()}") from error
-                if error.code() is grpc.StatusCode.NOT_FOUND:  # a director that was restarted
-                    self._register()
-                    continue
-                if not told:
-                    logger.warning("no word from the director (%s); trying until it is back", error.details())
-                told = True
-                time.sleep(RETRY_SECONDS)
-                continue
+        self._work = WorkFolder(self.name)
+        try:
             told = False
-            with log_fields(experiment=name):
-                self._take(name, archive)
+            while True:
+                self._slots.wait()
+                try:
+                    name = self._next_experiment()
+                except grpc.RpcError as error:
+                    if error.code().name in (*REFUSALS, "ALREADY_EXISTS"):
+                        raise FederationError(f"the director refused this site: {error.details()}") from error
+                    if error.code() is grpc.StatusCode.NOT_FOUND:  # a director that was restarted
+                        self._register()
+                        continue
+                    if not told:
+                        logger.warning("no word from the director (%s); trying until it is back", error.details())
+                    told = True
+                    time.sleep(RETRY_SECONDS)
+                    continue
+                told = False
+                self._begin(name)
+        finally:
+            self._leave()
 
-    def _take(self, name: str, archive: bytes) -> None:
+    def _next_experiment(self) -> str:
+        """The name of the next experiment that is not in hand."""
+        while True:
+            with self._hand:
+                in_hand = dict(self._in_hand)
+                awaiting = next((digest for digest in in_hand.values() if digest), None)
+                self._question = self.director_client.next_experiment(in_hand, awaiting)
+            try:
+                name = name_in(self._question)
+            except grpc.FutureCancelledError:
+                continue  # there is less in hand than there was
+            if name and name not in in_hand:
+                return name
+            time.sleep(RETRY_SECONDS)  # a director that knows of one experiment of a site at a time
+
+    def _begin(self, name: str) -> None:
+        """Work on an experiment in a thread of its own; returns when it is known whether it needs a slot now."""
+        settled = threading.Event()
+        with self._hand:
+            self._in_hand[name] = None
+        threading.Thread(target=self._handle, args=(name, settled), name=f"experiment {name}", daemon=True).start()
+        settled.wait()
+
+    def _handle(self, name: str, settled: threading.Event) -> None:
         """Work on an experiment if its code may run here, and report if that fails."""
+        devices: list[int | None] = []  # of the slot that is taken, if one is
+        with log_fields(experiment=name):
+            try:
+                submission = self._reviewed(name)
+                if self._in_hand[name]:
+                    settled.set()
+                    self._wait_for_owner(name)
+                elif not self._leaving.is_set():
+                    devices.append(self._slots.take())
+                    settled.set()
+                    self._work_on(name, submission, devices[0])
+            except grpc.RpcError as error:
+                logger.warning("experiment %s: cannot be fetched (%s)", name, error.details())
+                time.sleep(RETRY_SECONDS)  # whoever asks next is given it again, or is told why not
+            except (FederationError, OSError) as error:
+                self._report(name, str(error))
+            finally:
+                with self._hand:
+                    del self._in_hand[name]
+                    if self._question:
+                        self._question.cancel()  # and asked anew: the director may want it again
+                for device in devices:
+                    self._slots.give_back(device)
+                settled.set()
+
+    def _work_on(self, name: str, submission: Submission, device: int | None) -> None:
+        settings, slots = self.settings, len(self._devices)
+        state = state_folder(settings.state, self.name, submission.description.id, slots) if settings.state else None
+        threads = max(1, settings.cpu_threads // slots)
+        job = self._jobs[name] = Job(
+            settings, self.director_client, self._work, name, submission, state, device, threads
+        )
         try:
-            files = self._review(name, archive)
-        except (FederationError, OSError) as error:
-            self._report(name, str(error))
-            return
-        if files is None:
-            return
-        self.is_experiment_running = True
-        watch = Watch(self.director_client, name, self.stop)
+            logger.info("experiment %s: starts, digest %s", name, submission.digest[:SHORT])
+            failure = job.run()
+            if failure and not self._leaving.is_set():
+                self._report(name, failure)
+        finally:
+            del self._jobs[name]
+
+    def _reviewed(self, name: str) -> Submission:
+        """The files of an experiment that may run here, or, where its digest is in hand, when its owner says so.
+
+        Raises:
+            FederationError: the archive holds what may not travel, the site's policy or its owner refuses the code, or
+                too many others wait for a decision.
+            OSError: the submission cannot be kept.
+            grpc.RpcError: no word from the director.
+        """
+        archive, experimenter = self.director_client.archive(name, archives.MAX_ARCHIVE_BYTES)
+        submission = Submission(archives.read(archive))
+        digest, waits = submission.digest, self.settings.accept != Accept.ANY
+        outlast(lambda: self.reviews.receive(submission, name, waits=waits, experimenter=experimenter), "a submission")
+        decision = self.reviews.decision(digest)
+        ruling = verdict(self.settings.accept, decision)
+        if ruling is Verdict.REFUSE:
+            raise FederationError(refusal(digest, decision))
+        if ruling is Verdict.WAIT:
+            with self._hand:
+                self._in_hand[name] = digest
+            show = f"{COMMAND} show {digest[:SHORT]} --config YAML"
+            logger.warning(
+                "experiment %s: waits for its owner; %s, then `approve` or `reject` instead of `show`", name, show
+            )
+        return submission
+
+    def _wait_for_owner(self, name: str) -> None:
+        """Wait for the owner's decision on an experiment, or until it is over, or this envoy leaves.
+
+        No slot is taken meanwhile, and the director knows that it waits. It tells of the experiment again afterwards,
+        and what it sends is looked at anew: what was approved is what was shown.
+        """
+        digest = self._in_hand[name]
+        assert digest is not None
+        watch = Watch(self.director_client, name, lambda: None, awaiting=digest)
         watch.start()
-        state = self.settings.state and state_folder(self.settings.state, self.name, archive)
-        try:
-            failure = self._work_on(name, files, watch, state)
-        except OSError as error:
-            failure = f"site {self.name} cannot start the experiment: {error}"
-        watch.trainer_ended.set()
-        self.is_experiment_running = False
-        if failure and not watch.over:
-            self._report(name, failure)
-        elif failure:
-            logger.info("experiment %s: is over; its trainer was ended", name)
-        else:
-            logger.info("experiment %s: done", name)
-        watch.join(GRACE_SECONDS)
-        if watch.over and not watch.refused and state:
-            shutil.rmtree(state, ignore_errors=True)
+        while not watch.over and not self._leaving.is_set():
+            if self.reviews.wait_for_decision(digest, RETRY_SECONDS):
+                break
+        watch.leave()
+
+    def _leave(self) -> None:
+        """End the trainers; what they have done stays at the director, and what they need to go on here."""
+        self._leaving.set()
+        for job in list(self._jobs.values()):
+            job.end_trainer()
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self._jobs and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._work.remove()
 
     def send_health_check(self) -> None:
         """Tell the director every few seconds that this site is here; register again where it has forgotten."""
@@ -157,67 +270,13 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
             try:
                 period = self.director_client.send_health_check(
                     envoy_name=self.name,
-                    is_experiment_running=self.is_experiment_running,
+                    is_experiment_running=bool(self._jobs),
                     cuda_devices_info=self._get_cuda_device_info(),
                 )
             except ShardNotFoundError:
                 with suppress(FederationError):  # `run` gets the same refusal, and ends this process
                     self._register()
             time.sleep(period or RETRY_SECONDS)
-
-    def stop(self) -> None:
-        """End the running trainer, if any."""
-        if self._trainer and self._trainer.poll() is None:
-            self._trainer.kill()  # it holds nothing that would be lost
-            self._trainer.wait()
-
-    def _next_experiment(self) -> str:
-        """The name of the next experiment; as long as the owner decides on one, ask again and say that it waits.
-
-        The answer tells whether the experiment still waits for this site: when it is over, the next one comes.
-        """
-        while True:
-            name = self.director_client.wait_experiment(awaiting=self._waiting[1] if self._waiting else None)
-            if self._waiting is None or self._waiting[0] != name:
-                self._waiting = None
-                return name
-            if self.reviews.wait_for_decision(self._waiting[1], RETRY_SECONDS):
-                self._waiting = None  # asks once more: the director knows then, and the archive is looked at anew
-
-    def _fetch(self, name: str) -> bytes:
-        """The archive of an experiment, as far as one may be large."""
-        archive = bytearray()
-        stream = self.director_client.get_experiment_data(name)
-        for part in stream:
-            archive += part.npbytes
-            if len(archive) > archives.MAX_ARCHIVE_BYTES:
-                stream.cancel()
-                break
-        return bytes(archive)
-
-    def _review(self, name: str, archive: bytes) -> Mapping[str, bytes] | None:
-        """The files of an experiment that may run here; None: its owner has to decide first.
-
-        Raises:
-            FederationError: the archive holds what may not travel, or the site's policy or its owner refuses the code.
-            OSError: the submission cannot be kept.
-        """
-        submission = Submission(archives.read(archive))
-        digest = submission.digest
-        self.reviews.receive(submission, name)
-        decision = self.reviews.decision(digest)
-        ruling = verdict(self.settings.accept, decision)
-        if ruling is Verdict.REFUSE:
-            raise FederationError(refusal(digest, decision))
-        if ruling is Verdict.WAIT:
-            self._waiting = name, digest
-            show = f"{COMMAND} show {digest[:SHORT]} --config YAML"
-            logger.warning(
-                "experiment %s: waits for its owner; %s, then `approve` or `reject` instead of `show`", name, show
-            )
-            return None
-        logger.info("experiment %s: starts, digest %s", name, digest[:SHORT])
-        return submission.files
 
     def _report(self, name: str, failure: str) -> None:
         """Tell the director why this site does not go on with an experiment."""
@@ -267,104 +326,3 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
     @property
     def _director(self) -> tuple[str, int]:
         return self.settings.director_host, self.settings.director_port
-
-    def _work_on(self, name: str, files: Mapping[str, bytes], watch: "Watch", state: Path | None) -> str:
-        """Run one experiment in a trainer process; why it failed, or ""."""
-        with tempfile.TemporaryDirectory(prefix=f"{self.name}-") as folder:
-            archives.write(files, Path(folder))
-            task = TrainerTask(
-                folder=folder,
-                experiment=name,
-                site=self.name,
-                director_host=self.settings.director_host,
-                director_port=self.settings.director_port,
-                descriptor=self.settings.descriptor,
-                descriptor_params=dict(self.settings.descriptor_params),
-                cuda_devices=list(self.cuda_devices),
-                certificates=self.settings.certificates.as_strings(),
-                audit=str(self.settings.audit) if self.settings.audit else None,
-                state=str(state) if state else None,
-            )
-            for retries_left in reversed(range(1 + _retries(Path(folder)))):
-                try:
-                    status = self._train(task)
-                finally:
-                    self.stop()
-                if status >= 0 or watch.over or not retries_left:
-                    break
-                logger.warning("experiment %s: %s; it is started once more", name, cause_of(status))
-                with suppress(grpc.RpcError):
-                    self.director_client.attempt_failed(name, cause_of(status))
-            failure = Path(folder, FAILURE_FILE)
-            return failure.read_text(encoding="utf-8") if failure.is_file() else cause_of(status)
-
-    def _train(self, task: TrainerTask) -> int:
-        """Run a trainer process to its end; its exit status, negative for a signal."""
-        self._trainer = subprocess.Popen(
-            [sys.executable, "-m", "federation.site.trainer"],
-            stdin=subprocess.PIPE,
-            env=_environment(self.settings.cpu_threads),
-            text=True,
-        )
-        assert self._trainer.stdin is not None
-        with suppress(BrokenPipeError):  # it died at once; the exit status tells
-            self._trainer.stdin.write(task.to_json() + "\n")
-            self._trainer.stdin.flush()
-        return self._trainer.wait()
-
-
-class Watch(threading.Thread):
-    """Waits until the director no longer wants this site's work on an experiment, then ends the trainer.
-
-    The trainer itself hears of it between two tasks; one that is busy is ended after `GRACE_SECONDS`.
-    """
-
-    def __init__(self, client: SiteClient, experiment: str, end_trainer: Callable[[], None]) -> None:
-        super().__init__(name=f"watch {experiment}", daemon=True)
-        self._client, self._experiment, self._end_trainer = client, experiment, end_trainer
-        self.over = self.refused = False
-        self.trainer_ended = threading.Event()
-
-    def run(self) -> None:
-        """Ask until there is an answer; a director that is away or leaving has not ended anything."""
-        while True:
-            try:
-                self._client.wait_experiment(instead_of=self._experiment)
-                break
-            except grpc.RpcError as error:
-                self.refused = error.code().name in (*REFUSALS, "ALREADY_EXISTS")
-                if self.refused:
-                    break
-            time.sleep(RETRY_SECONDS)
-        self.over = True
-        if not self.trainer_ended.wait(GRACE_SECONDS):
-            self._end_trainer()
-
-
-def cause_of(status: int) -> str:
-    """Why a trainer process left with this exit status, for the one who reads about it; "" when its work was done."""
-    if status == 0:
-        return ""
-    if status > 0:
-        return f"the trainer process ended with status {status}; see this envoy's log"
-    ended = f"the trainer process was ended by signal {-status} ({signal.Signals(-status).name})"
-    if -status == signal.SIGKILL:
-        return f"{ended}: killed for memory? The site's kernel log tells (dmesg); a smaller batch or model needs less"
-    return ended
-
-
-def _retries(folder: Path) -> int:
-    """How often the shipped plan lets a trainer be started again; of a plan that is broken the trainer tells."""
-    try:
-        return retries_of(yaml.safe_load(Path(folder, "plan", "plan.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError):
-        return 0
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """The trainer's environment: its share of the cores, and threads that sleep while they wait.
-
-    Two trainers that each take all cores of one machine spin against each other: an epoch of 11 s took over 100 s.
-    """
-    budget = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    return os.environ | budget | {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}

@@ -12,26 +12,28 @@ What belongs to it only the framework adapter knows. One with state has two more
 It never leaves the site, and is removed with the experiment.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-KEPT = 2
-"""States kept: of the last round, and of the one before, for a round that has to be trained again."""
+KEPT = 3
+"""States kept: of the last round, of the one before, for a round that has to be trained again, and of the one before
+that: a director whose newest model is damaged goes back one round, and the site may have trained the next one."""
 
 
-def state_folder(root: Path, site: str, archive: bytes) -> Path:
-    """The folder for a site's state of the experiment with this archive, made if need be.
+def state_folder(root: Path, site: str, experiment_id: str, slots: int = 1) -> Path:
+    """The folder for a site's state of an experiment, made if need be.
 
-    A director runs one experiment at a time, so what is left of others is removed.
+    A site works on as many experiments at a time as it has slots; of the others the newest so many are kept, and what
+    is left of older ones is removed.
     """
-    own = root / site / hashlib.sha256(archive).hexdigest()[:16]
+    own = root / site / experiment_id
     own.mkdir(parents=True, exist_ok=True)
-    for other in own.parent.iterdir():
-        if other != own:
-            shutil.rmtree(other, ignore_errors=True)
+    others = [folder for folder in own.parent.iterdir() if folder != own and folder.is_dir()]
+    others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in others[slots - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)
     return own
 
 

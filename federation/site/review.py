@@ -13,7 +13,6 @@ import difflib
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -27,17 +26,14 @@ from federation.errors import FederationError
 from federation.settings import Accept
 from federation.site.listing import lines
 from federation.wire import archives
+from federation.wire.description import Description
 from federation.wire.metadata import DIGEST, SHORT
 
 COMMAND = "python -m federation.review"
 MAX_KEPT_BYTES = 256 * archives.MEBIBYTE
 MAX_KEPT = 200
-_VARIES = re.compile(
-    rb"^( +(?:hash_salt|minimum_sites|gone_seconds|retries|minimum_reporting|straggler_cutoff_time): )"
-    rb"(?:[0-9a-f]{32}|[0-9.e+]+|\.inf)$",
-    re.MULTILINE,
-)
-"""Lines of a plan that may differ between submissions of the same code: its salt, and when a round may close."""
+MAX_WAITING_EACH = 40
+"""Submissions of one experimenter that may wait for the owner, so that one does not take all the room."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +44,27 @@ class Submission:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the name and content of every file: source, pickles and plan.
+        """SHA-256 over the name and content of every file: the source and the description.
 
-        All of these decide what runs: a pickle names what it calls, the plan the classes that are built from it. The
-        experiment's name is in none of them. Of the plan the salt is left out and the numbers of the `RoundPolicy`,
-        which are the director's business and follow the number of sites that are online; so the same code with the
-        same plan and objects is known again.
+        All of these decide what runs: the description names the entry point, its settings and the rounds. The
+        experiment's name is in none of them. Left out are the id, which is another one each time, and the numbers of
+        the `RoundPolicy`, which are the director's business and follow the number of sites that are online; so the
+        same code with the same settings is known again.
         """
         whole = hashlib.sha256()
         for name, content in sorted(self.lasting.items()):
             whole.update(f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode())
         return whole.hexdigest()
 
+    @cached_property
+    def description(self) -> Description:
+        """The experiment as data."""
+        return archives.describe(self.files)
+
     @property
     def lasting(self) -> dict[str, bytes]:
         """The files without what may differ between submissions of the same code."""
-        return {**self.files, archives.PLAN: _VARIES.sub(rb"\1-", self.files[archives.PLAN])}
+        return {**self.files, archives.DESCRIPTION: self.description.lasting()}
 
 
 def difference(old: Submission, new: Submission) -> Iterator[str]:
@@ -118,40 +119,57 @@ def refusal(digest: str, decision: Decision | None) -> str:
 
 @dataclass(frozen=True)
 class Received:
-    """A submission in the review folder; times are seconds since 1970."""
+    """A submission in the review folder; times are seconds since 1970.
+
+    waits: whether the site's policy leaves it to the owner. shown: whether the owner has looked at it. experimenter:
+    who has submitted it, as the director says; "" where it does not.
+    """
 
     digest: str
     experiment: str
     time: float
     decision: Decision | None
+    shown: bool
+    waits: bool
+    experimenter: str
 
 
 class ReviewFolder:
     """Submissions and the owner's decisions, in files that only their owner may read.
 
-    `DIGEST.zip` and `DIGEST.json` are what was received, written by the envoy; `DIGEST.decision.json` is written by the
-    owner's commands. Decisions stay; of the submissions the oldest go when there are more than `MAX_KEPT` or
-    `MAX_KEPT_BYTES`, first those that were not approved, never the one that was approved last.
+    `DIGEST.zip` and `DIGEST.json` are what was received, written by the envoy; `DIGEST.shown` and
+    `DIGEST.decision.json` are written by the owner's commands. Decisions stay. There is room for `MAX_KEPT` submissions
+    of `MAX_KEPT_BYTES`: the oldest on which nothing waits go first, those that were approved last, and never the one
+    that was approved last of all. What waits for the owner is never pushed out; where it fills the folder, newer ones
+    are refused.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def receive(self, submission: Submission, experiment: str) -> None:
-        """Keep a submission.
+    def receive(self, submission: Submission, experiment: str, *, waits: bool = True, experimenter: str = "") -> None:
+        """Keep a submission; `waits`: the owner is to decide on it.
 
         Raises:
+            FederationError: there is no room beside those that wait for the owner.
             OSError: the disk does not take it.
         """
+        digest = submission.digest
+        waits = waits and self.decision(digest) is None
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._write(self._path(submission.digest, "json"), {"experiment": experiment, "time": time.time()})
-        archive = self._path(submission.digest, "zip")
+        archive = self._path(digest, "zip")
         if not archive.exists():
             unfinished = archive.with_suffix(".new")
             os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT, 0o600))
-            archives.pack(submission.files, unfinished)
-            unfinished.replace(archive)
-        self._forget_the_oldest(submission.digest)
+            try:
+                archives.pack(submission.files, unfinished)
+                self._make_room(unfinished.stat().st_size, waits, experimenter)
+                self._write(self._path(digest, "json"), _about(experiment, waits, experimenter))
+                unfinished.replace(archive)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        else:
+            self._write(self._path(digest, "json"), _about(experiment, waits, experimenter))
 
     def decision(self, digest: str) -> Decision | None:
         """What the owner has decided.
@@ -168,8 +186,25 @@ class ReviewFolder:
             raise FederationError(f"{path} cannot be read ({error}); decide again, which writes it anew") from error
 
     def decide(self, digest: str, approved: bool, reason: str = "") -> None:
-        """Write down what the owner has decided; an envoy that waits for it goes on within a second."""
+        """Write down what the owner has decided; an envoy that waits for it goes on within a second.
+
+        Raises:
+            FederationError: they would approve what they have not been shown.
+        """
+        if approved and not self.was_shown(digest):
+            raise FederationError(
+                f"{digest} has not been shown yet, and only what was shown can be approved; look at it first:\n"
+                f"  {COMMAND} show {digest[:SHORT]} --config YAML"
+            )
         self._write(self._path(digest, "decision.json"), asdict(Decision(approved, reason, time.time())))
+
+    def note_shown(self, digest: str) -> None:
+        """The owner has been shown this submission."""
+        self._write(self._path(digest, "shown"), {"time": time.time()})
+
+    def was_shown(self, digest: str) -> bool:
+        """Whether the owner has been shown this submission."""
+        return self._path(digest, "shown").exists()
 
     def wait_for_decision(self, digest: str, seconds: float) -> bool:
         """Whether the owner decides within so many seconds."""
@@ -184,7 +219,14 @@ class ReviewFolder:
         for path in self.folder.glob("*.zip"):
             with suppress(FileNotFoundError):  # the envoy has just forgotten it
                 about = json.loads(self._path(path.stem, "json").read_text(encoding="utf-8"))
-                found.append(Received(path.stem, about["experiment"], about["time"], self.decision(path.stem)))
+                digest, decision = path.stem, self.decision(path.stem)
+                waits = about.get("waits", True) and decision is None
+                found.append(
+                    Received(
+                        digest, about["experiment"], about["time"], decision, self.was_shown(digest), waits,
+                        about.get("experimenter", ""),
+                    )
+                )  # fmt: skip
         return sorted(found, key=lambda each: each.time)
 
     def find(self, prefix: str) -> Received:
@@ -216,18 +258,29 @@ class ReviewFolder:
         times = {each: each.decision.time for each in approved if each.decision and each.digest != besides}
         return max(times, key=lambda each: times[each], default=None)
 
-    def _forget_the_oldest(self, newest: str) -> None:
+    def _make_room(self, size: int, waits: bool, experimenter: str) -> None:
+        """Forget old submissions until there is room for one of this size more."""
         kept = self.received()
+        theirs = sum(each.waits and each.experimenter == experimenter for each in kept)
+        if waits and experimenter and theirs >= MAX_WAITING_EACH:
+            raise FederationError(
+                f"{theirs} submissions of {experimenter} wait for this site's owner already; ask for a decision on them"
+            )
         last = self.last_approved()
-        candidates = [each for each in kept if each.digest not in (newest, last.digest if last else "")]
+        candidates = [each for each in kept if not each.waits and each != last]
         candidates.sort(key=lambda each: (bool(each.decision and each.decision.approved), each.time))
         sizes = {each.digest: self._path(each.digest, "zip").stat().st_size for each in kept}
-        for each in candidates:
-            if len(sizes) <= MAX_KEPT and sum(sizes.values()) <= MAX_KEPT_BYTES:
-                return
-            self._path(each.digest, "zip").unlink()
-            self._path(each.digest, "json").unlink()
-            del sizes[each.digest]
+        while len(sizes) >= MAX_KEPT or sum(sizes.values()) + size > MAX_KEPT_BYTES:
+            if not candidates:
+                waiting = sum(each.waits for each in kept)
+                raise FederationError(
+                    f"{waiting} submissions wait for this site's owner, and there is no room for another; ask the "
+                    f"owner to approve or reject them ({COMMAND} list), then submit again"
+                )
+            digest = candidates.pop(0).digest
+            for ending in ("zip", "json", "shown"):
+                self._path(digest, ending).unlink(missing_ok=True)
+            del sizes[digest]
 
     def _path(self, digest: str, ending: str) -> Path:
         assert DIGEST.fullmatch(digest), digest
@@ -238,3 +291,7 @@ class ReviewFolder:
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(content, file)
         unfinished.replace(path)
+
+
+def _about(experiment: str, waits: bool, experimenter: str) -> dict[str, Any]:
+    return {"experiment": experiment, "time": time.time(), "waits": waits, "experimenter": experimenter}

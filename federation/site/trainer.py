@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import threading
-import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -23,20 +22,28 @@ from typing import Any
 from federation.errors import FederationError
 from federation.imports import import_engine
 from federation.logs import configure_logging
+from federation.settings import Certificates, Failures
+from federation.site import failure
 from federation.site.audit import AuditLog
 from federation.site.local_state import LocalState
+from federation.site.noted import noted
+from federation.site.processes import end_marked, end_own_group, lead_own_group
+from federation.wire import archives
+from federation.wire.channels import connect
+from federation.wire.description import Description
 
 FAILURE_FILE = "failure.txt"
-"""Written into the experiment's folder by a trainer that fails; holds the traceback."""
+"""Written into the experiment's folder by a trainer that fails; holds what may leave the site of it."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainerTask:
-    """What a trainer must know that is not in the shipped plan.
+    """What a trainer must know that is not in the experiment's description.
 
-    `folder` is the unpacked experiment; `state` the folder for `federation.site.local_state`, or None to keep none.
+    `folder` is the unpacked experiment; `state` the folder for `federation.site.local_state`, or None to keep none;
+    `cuda_device` the device to work on, or None for the CPU; `failures` what may leave of one.
     """
 
     folder: str
@@ -46,10 +53,11 @@ class TrainerTask:
     director_port: int
     descriptor: str
     descriptor_params: dict[str, Any]
-    cuda_devices: list[int]
     certificates: dict[str, str | None]
+    cuda_device: int | None = None
     audit: str | None = None
     state: str | None = None
+    failures: str = Failures.LINE
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -74,56 +82,62 @@ def build_descriptor(template: str, params: dict[str, Any]) -> Any:
 
 
 def run(task: TrainerTask) -> None:
-    """Do every task of the experiment, until the aggregator says that it is over."""
+    """Do every task of the experiment, until the director says that it is over.
+
+    Raises:
+        FederationError: of what the site cannot do, or the director refuses; a task's own error is its cause.
+    """
     import_engine()
+    folder = Path(task.folder)
     descriptor = build_descriptor(task.descriptor, task.descriptor_params)  # its paths count from the envoy's folder
-    os.chdir(task.folder)
+    description = Description.from_bytes((folder / archives.DESCRIPTION).read_bytes())
+    os.chdir(folder)
     sys.path.insert(0, task.folder)  # shipped code comes first
-    stale = sorted(path.parent.name for path in Path().glob("*/__init__.py") if path.parent.name in sys.modules)
-    if stale:
-        raise FederationError(f"the site's shard descriptor imports {', '.join(stale)}, which the experiment ships")
-    from openfl.federated import Plan
+    if description.package in sys.modules:
+        raise FederationError(f"the site's shard descriptor imports {description.package}, which the experiment ships")
+    from federation.experiment import build
+    from federation.site.client import RoundClient
+    from federation.site.collaborator import Collaborator
+    from federation.site.worker import Worker
+    from federation.wire.transfer import SiteTransfers
+    from federation.wire.updates import Encoder
 
-    from federation.site.collaborator import AggregatorClient, Collaborator
-
-    plan = Plan.parse(plan_config_path=Path("plan/plan.yaml"))
-    client = AggregatorClient(
-        folder=Path(task.folder),
-        agg_addr=task.director_host,
-        agg_port=task.director_port,
-        tls=task.certificates["root_certificate"] is not None,
-        disable_client_auth=False,
-        aggregator_uuid=plan.aggregator_uuid,
-        federation_uuid=plan.federation_uuid,
-        **task.certificates,
+    experiment = build(description.entry_point, description.settings)
+    experiment.data.shard_descriptor = descriptor
+    director = f"{task.director_host}:{task.director_port}"
+    audit = AuditLog(
+        Path(task.audit) if task.audit else None, site=task.site, director=director, experiment=task.experiment
     )
-    collaborator = plan.get_collaborator(task.site, client=client, shard_descriptor=descriptor)
-    if not isinstance(collaborator, Collaborator):  # another one would send without a line in the audit log
-        name = f"{Collaborator.__module__}.{Collaborator.__qualname__}"
-        raise FederationError(f"the plan's collaborator.template is {type(collaborator)}; allowed: {name}")
-    collaborator.set_available_devices(cuda=tuple(task.cuda_devices))
-    if task.audit:
-        director = f"{task.director_host}:{task.director_port}"
-        log = AuditLog(Path(task.audit), site=task.site, director=director, experiment=task.experiment)
-        collaborator.audit = log
-    collaborator.local_state = LocalState(Path(task.state)) if task.state else None
-    collaborator.run()
+    certificates = Certificates(**{name: Path(path) if path else None for name, path in task.certificates.items()})
+    channel = noted(connect(director, certificates), audit)
+    Collaborator(
+        task.site,
+        Worker(experiment, "cpu" if task.cuda_device is None else f"cuda:{task.cuda_device}"),
+        RoundClient(channel, description.id, task.site),
+        SiteTransfers(channel, description.id, task.site, folder),
+        Encoder(description.update_format),
+        keep_optimizer=description.keep_optimizer,
+        local_state=LocalState(Path(task.state)) if task.state else None,
+        audit=audit,
+    ).run()
 
 
 def main() -> None:
     """Read the task, leave with the envoy, write `failure.txt` on an error."""
     task = TrainerTask(**json.loads(sys.stdin.readline()))
     configure_logging(f"{task.site}/trainer", experiment=task.experiment, site=task.site)
+    lead_own_group()
     with suppress(OSError):  # Linux only: when memory runs out, this process is ended rather than the envoy
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    private = failure.folders(task.descriptor_params)
     status = 0
     try:
         run(task)
-    except Exception:
-        text = traceback.format_exc()
-        Path(task.folder, FAILURE_FILE).write_text(text, encoding="utf-8")
-        logger.error("%s", text)
+    except Exception as error:
+        logger.exception("the experiment failed")
+        text = failure.told(error, task.failures, Path(task.folder), private)
+        Path(task.folder, FAILURE_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
         status = 1
     sys.stdout.flush()
     os._exit(status)  # at once: to take down every library in good order takes seconds, and the site waits for it
@@ -131,7 +145,8 @@ def main() -> None:
 
 def _leave_with_parent() -> None:
     sys.stdin.read()  # ends when the envoy closes the pipe or dies
-    os._exit(1)
+    end_marked(os.environ)
+    end_own_group()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def parts(submission: Submission, approved: tuple[Received, Submission] | None, 
     approved: what the owner has approved last, if anything. Then of the code only the difference to that is shown; else
     the files that are not as installed here. code: show every file whole all the same.
     """
-    names = sorted(submission.files, key=lambda name: (name != archives.PLAN, name))
+    names = sorted(submission.files, key=lambda name: (name != archives.DESCRIPTION, name))
     for name in names:
         if not name.endswith(".py"):
             yield Part(name, lines(name, submission.files[name]))

@@ -1,4 +1,4 @@
-"""What may travel in an experiment's archive: its plan, its pickles and Python source files, nothing else.
+"""What may travel in an experiment's archive: its description and the Python source of one package, nothing else.
 
 Everything that packs or opens an archive does it here: the notebook packs, the director looks before it takes an
 experiment, each envoy looks again for itself. Mends, with the engine's file and line:
@@ -11,6 +11,7 @@ import io
 import re
 import stat
 import struct
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -18,16 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from federation.errors import ArchiveRefused
+from federation.wire.description import Description
 
-PLAN = "plan/plan.yaml"
-PICKLES = (
-    "aggregation_function_obj.pkl",
-    "loader_obj.pkl",
-    "model_obj.pkl",
-    "task_assigner_obj.pkl",
-    "tasks_obj.pkl",
-)
-"""The interface objects under the names that the engine gives them in the plan's `api_layer`."""
+DESCRIPTION = "experiment.json"
+"""The experiment as data (`federation.wire.description`)."""
 
 MEBIBYTE = 1024 * 1024
 MAX_FILES = 1000
@@ -46,19 +41,19 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, O
 def why_not(name: str) -> str | None:
     """Why a file of this name may not be in an archive, or None where it may.
 
-    >>> why_not("plan/plan.yaml"), why_not("kws/model.py")
+    >>> why_not("experiment.json"), why_not("kws/model.py")
     (None, None)
     >>> why_not("../model.py")
     'its path leads out of the experiment'
     """
-    if name == PLAN or name in PICKLES or _SOURCE.fullmatch(name):
+    if name == DESCRIPTION or _SOURCE.fullmatch(name):
         return None
     windows = PureWindowsPath(name)
     if name.startswith(("/", "\\")) or windows.drive or ".." in (*PurePosixPath(name).parts, *windows.parts):
         return "its path leads out of the experiment"
     if name.endswith(".py"):
         return "a source file's path is of letters, digits and '_' only, as in package/module.py"
-    return f"an archive holds Python source files, {PLAN} and {', '.join(PICKLES)} only"
+    return f"an archive holds {DESCRIPTION} and the Python source files of one package only"
 
 
 def sources(package: Path) -> dict[str, bytes]:
@@ -88,10 +83,11 @@ def pack(files: Mapping[str, bytes], target: Path) -> None:
 
 
 def read(archive: Path | bytes) -> dict[str, bytes]:
-    """The files of an archive by name, all of them checked; nothing is written, imported or unpickled.
+    """The files of an archive by name, all of them checked; nothing is written or imported.
 
     Raises:
-        ArchiveRefused: it is no archive, it is too large, or it holds what may not travel; names the file.
+        ArchiveRefused: it is no archive, it is too large, it holds what may not travel, or its description cannot be
+            used; names the file.
     """
     if isinstance(archive, Path):
         check_size(archive.stat().st_size)
@@ -103,8 +99,21 @@ def read(archive: Path | bytes) -> dict[str, bytes]:
             files = _read(opened, len(archive))
     except _BROKEN as error:
         raise ArchiveRefused(f"the experiment's archive cannot be read: {error}") from error
-    _refuse_if(PLAN not in files, f"it holds no {PLAN}")
+    _refuse_if(DESCRIPTION not in files, f"it holds no {DESCRIPTION}")
+    _check_package(files, describe(files))
     return files
+
+
+def describe(files: Mapping[str, bytes]) -> Description:
+    """The experiment's description among its files.
+
+    Raises:
+        ArchiveRefused: it cannot be used; says everything that is wrong with it.
+    """
+    try:
+        return Description.from_bytes(files[DESCRIPTION])
+    except ValueError as error:
+        raise ArchiveRefused(f"the experiment's archive is refused: {DESCRIPTION}:\n{error}") from None
 
 
 def check_size(size: int) -> None:
@@ -122,6 +131,17 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+
+
+def _check_package(files: Mapping[str, bytes], description: Description) -> None:
+    """One package travels, the entry point's, so that nothing at a site is replaced that has another name."""
+    package, module = description.package, description.entry_point.partition(":")[0].replace(".", "/")
+    _refuse_if(package in sys.stdlib_module_names, f"its package is named {package}, as a module of Python's own")
+    for name in files:
+        inside = name == DESCRIPTION or name.startswith(f"{package}/")
+        _refuse_file(name, None if inside else f"the experiment's package is {package}")
+    if not {f"{module}.py", f"{module}/__init__.py"} & files.keys():
+        _refuse_if(True, f"it holds no {module}.py, which {DESCRIPTION} names as entry_point")
 
 
 def _sources(package: Path) -> dict[str, bytes]:
@@ -169,8 +189,9 @@ def _is_folder(entry: zipfile.ZipInfo) -> bool:
 
 def _not_source(content: bytes) -> str | None:
     """Why a file is not the source that it looks like; another encoding can hide code from its reader."""
+    lines = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # as Python does before it looks for an encoding
     try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(lines).readline)
         content.decode("utf-8")
     except (SyntaxError, UnicodeDecodeError):
         return "it is not text in UTF-8"

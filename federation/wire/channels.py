@@ -61,6 +61,10 @@ SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),  # what is sent is the director's own
     ("grpc.max_metadata_size", 64 * 1024),
+    # Calls that wait to be looked at. Beyond 1,000 (gRPC's own limit) calls are cancelled at random; when an experiment
+    # begins, or a director is back, a thousand sites have two or three each.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 40_000),
     # Calls at a time on one connection; a site has four or five.
     ("grpc.max_concurrent_streams", 256),
     *_SILENCE,

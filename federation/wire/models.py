@@ -16,11 +16,14 @@ from typing import BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from federation.wire import files
+from rules.contract import BLOCK, Tensors, places
+
 CHUNK = 2 * 2**20
 """Bytes of a model that travel in one message."""
 
-BLOCK = 2**17
-"""Elements that are averaged at a time: two such float32 blocks stay in a core's cache."""
+MAPPED = 4 * 2**20
+"""Bytes of a file up to which it is mapped into memory: many small tensors are read without a call for each."""
 
 NUMPY_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8}
 """The types that models and updates use, by safetensors' names; numpy has no bfloat16."""
@@ -93,6 +96,7 @@ class ModelFile(Mapping[str, np.ndarray]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._mapped: np.ndarray | None = None
         try:
             with safe_open(path, "numpy"):  # the library checks lengths, overlaps and gaps
                 pass
@@ -111,7 +115,8 @@ class ModelFile(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         shape = self.entries[name].shape
-        return self.read(name, slice(0, math.prod(shape))).reshape(shape)
+        whole = self.read(name, slice(0, math.prod(shape))).reshape(shape)
+        return whole if whole.flags.writeable else whole.copy()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -128,10 +133,16 @@ class ModelFile(Mapping[str, np.ndarray]):
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def read(self, name: str, place: slice) -> np.ndarray:
-        """The elements of a tensor from `place.start` to `place.stop`, flat; bfloat16 as its bits."""
+        """The elements of a tensor from `place.start` to `place.stop`, flat; not to be changed; bfloat16 as bits."""
         entry = self.entries[name]
-        start = entry.start + place.start * ITEM_SIZES[entry.dtype]
-        return np.fromfile(self.path, NUMPY_TYPES[entry.dtype], place.stop - place.start, offset=start)
+        start, count = entry.start + place.start * ITEM_SIZES[entry.dtype], place.stop - place.start
+        return self._read(NUMPY_TYPES[entry.dtype], start, count)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All float32 values of a file that has no others, in blocks without regard to tensors."""
+        start, end = self.data_start, max((entry.start + entry.size for entry in self.entries.values()), default=0)
+        for first in range(start, end, 4 * BLOCK):
+            yield self._read(np.float32, first, (min(first + 4 * BLOCK, end) - first) // 4)
 
     def chunks(
         self, offset: int = 0, without: Iterable[str] = (), metadata: Mapping[str, str] | None = None
@@ -144,6 +155,14 @@ class ModelFile(Mapping[str, np.ndarray]):
         kept = {name: entry for name, entry in self.entries.items() if name not in left_out}
         told = header({name: (entry.dtype, entry.shape, entry.size) for name, entry in kept.items()}, metadata or {})
         return _read(self.path.open("rb"), told, [(entry.start, entry.size) for entry in kept.values()], offset)
+
+    def _read(self, kind: type, start: int, count: int) -> np.ndarray:
+        if self._mapped is None and self.path.stat().st_size > MAPPED:
+            return np.fromfile(self.path, kind, count, offset=start)
+        if self._mapped is None:
+            self._mapped = np.memmap(self.path, np.uint8, mode="r")
+        part: np.ndarray = self._mapped[start : start + count * np.dtype(kind).itemsize].view(kind, np.ndarray)
+        return part
 
 
 class ModelParts(Mapping[str, np.ndarray]):
@@ -197,19 +216,33 @@ def best_path(folder: Path, round_number: int | None) -> Path:
     return folder / f"best-{round_number}.safetensors"
 
 
+def rule_path(folder: Path, round_number: int) -> Path:
+    """What the aggregation rule has kept with the model of that round."""
+    return folder / f"rule-{round_number}.safetensors"
+
+
 def updates_folder(folder: Path) -> Path:
     """What the sites of an experiment have sent in the running round."""
     return folder / "updates"
 
 
 def save(path: Path, tensors: Mapping[str, np.ndarray]) -> ModelFile:
-    """Write a model in one step: the file is whole or not there."""
+    """Write a model in one step: the file is whole or not there. It is synced with the round that it belongs to."""
     packed = Packed({name: Piece.of(array) for name, array in tensors.items()})
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("wb") as file:
+    with files.replacing(path, synced=False) as file:
         for chunk in packed.chunks():
             file.write(chunk)
-    unfinished.replace(path)
+    return ModelFile(path)
+
+
+def write(path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> ModelFile:
+    """Write tensors as a model in one step, block by block as they are made. It is synced with its round."""
+    entries = {name: ("F32", shape, 4 * math.prod(shape)) for name, shape in tensors.shapes.items()}
+    with files.replacing(path, synced=False) as file:
+        file.write(header(entries, metadata or {}))
+        for name, shape in tensors.shapes.items():
+            for place in places(shape):
+                file.write(np.ascontiguousarray(tensors.read(name, place), np.float32).data)
     return ModelFile(path)
 
 

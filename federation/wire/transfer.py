@@ -7,7 +7,7 @@ model is streamed from disk to disk in chunks, and a transfer that was cut goes 
 Four calls, with a line of JSON (`Address`) as the first message of the caller:
 
 - Round: the model that a round starts with, to a site.
-- Update: what a site has trained, to the aggregator. Received: how many bytes of it have arrived.
+- Update: what a site has trained, to the director. Received: how many bytes of it have arrived.
 - Trained: the best or the last model, to a notebook.
 """
 
@@ -83,98 +83,6 @@ class Address:
             raise ValueError(f"not an address: {error}") from None
 
 
-class ModelServer:
-    """The director's side of the four calls.
-
-    Args:
-        aggregator_of: the aggregator with a federation id, or None.
-        trained: the file of an experiment's best or last model, for a caller; None when there is none.
-        caller: the name in the certificate behind a call, or None in plain mode.
-        heard: told which site has sent a message.
-    """
-
-    def __init__(
-        self,
-        aggregator_of: Callable[[str], Any],
-        trained: Callable[[str, str, Any], ModelFile | None],
-        caller: Callable[[Any], str | None],
-        heard: Callable[[str], None] = lambda site: None,
-    ) -> None:
-        self._aggregator_of, self._trained, self._caller, self._heard = aggregator_of, trained, caller, heard
-
-    def add_to(self, server: Any) -> None:
-        """Serve the calls on a gRPC server."""
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self.methods()),))
-
-    def methods(self) -> dict[str, Any]:
-        """The calls by name; bytes in, bytes out."""
-        return {
-            "Round": grpc.unary_stream_rpc_method_handler(self.round),
-            "Update": grpc.stream_unary_rpc_method_handler(self.update),
-            "Received": grpc.unary_unary_rpc_method_handler(self.received),
-            "Trained": grpc.unary_stream_rpc_method_handler(self.trained),
-        }
-
-    def round(self, request: bytes, context: Any) -> Iterator[bytes]:
-        """The model of the current round, without the tensors that the site still has."""
-        address, aggregator = self._find(request, context)
-        yield from _or_abort(context, lambda: aggregator.model_for(address.round, address.held, address.offset))
-
-    def update(self, messages: Iterator[bytes], context: Any) -> bytes:
-        """Keep what a site has trained."""
-        address, aggregator = self._find(next(messages, b""), context)
-        _or_abort(context, lambda: aggregator.receive(address, self._listen(address.site, messages)))
-        return b""
-
-    def received(self, request: bytes, context: Any) -> bytes:
-        """How many bytes of an update have arrived, as text."""
-        address, aggregator = self._find(request, context)
-        return str(_or_abort(context, lambda: aggregator.received(address))).encode()
-
-    def trained(self, request: bytes, context: Any) -> Iterator[bytes]:
-        """The best or the last model of an experiment."""
-        address = _or_abort(context, lambda: Address.from_bytes(request))
-        model = self._trained(address.experiment, address.kind, context)
-        if model is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, "there is no such model yet")
-        else:
-            yield from model.chunks()
-
-    def _find(self, message: bytes, context: Any) -> tuple[Address, Any]:
-        address = _or_abort(context, lambda: Address.from_bytes(message))
-        name = self._caller(context)
-        if name is not None and name != address.site:
-            reason = f"this certificate is for {name!r}, not for {address.site!r}; use the site's own certificate"
-            logger.warning("refused: name %s: %s", name, reason)
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
-        aggregator = self._aggregator_of(address.federation)
-        if aggregator is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, "this director runs no such experiment")
-        if address.site not in aggregator.sites:
-            context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, f"site {address.site!r:.100} has no part in this experiment"
-            )
-        self._heard(address.site)
-        return address, aggregator
-
-    def _listen(self, site: str, messages: Iterator[bytes]) -> Iterator[bytes]:
-        for message in messages:
-            self._heard(site)  # a site on a slow line may send one model for minutes
-            yield message
-
-
-def _or_abort(context: Any, work: Callable[[], Any]) -> Any:
-    """The work's result, or the end of the call with a status that says who has to act."""
-    try:
-        return work()
-    except RoundOver as error:
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    except ValueError as error:
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    except OSError as error:
-        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the director cannot keep it: {error}")
-
-
 class SiteTransfers:
     """A site's side: models of rounds into a folder, updates to the aggregator; each goes on where it was cut."""
 
@@ -222,11 +130,13 @@ class SiteTransfers:
             FederationError: the director refuses it, or is gone for `GIVE_UP_AFTER` seconds.
         """
         address = self._about(round=round_number, upload=uuid.uuid4().hex, size=packed.size)
-        arrived = 0
+        arrived = cut = 0
 
         def send() -> None:
-            nonlocal arrived
-            arrived = int(self._received(address.to_bytes()))
+            nonlocal arrived, cut
+            if cut:
+                arrived = int(self._received(address.to_bytes()))
+            cut += 1
             self._update(self._messages(replace(address, offset=arrived), packed))
 
         keep_trying(send, progress=lambda: arrived)

@@ -1,4 +1,4 @@
-"""What a site sends after training, and the average that the director makes of it.
+"""What a site sends after training, and how it is read beside the model that the site had received.
 
 An update is a safetensors file (`federation.wire.models`) with the trained tensors. A tensor that training has not
 changed is only named. With a format other than float32 the difference to the received model is sent in fewer bits, and
@@ -8,18 +8,16 @@ descent", Interspeech 2014; Karimireddy et al., "Error feedback fixes SignSGD", 
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from federation.wire.models import BLOCK, ModelFile, ModelParts, Packed, Piece, header
+from federation.wire.models import ModelFile, ModelParts, Packed, Piece
+from rules.contract import places
 
 FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 """How a site may send what it has trained, and safetensors' name of the type."""
-
-Average = Callable[[str, Sequence[np.ndarray], Sequence[float]], np.ndarray]
-"""Makes one tensor of its name, the sites' tensors, and the sites' weights, which add up to 1."""
 
 
 class Encoder:
@@ -69,9 +67,9 @@ class Update:
     def __init__(self, path: Path, model: ModelFile) -> None:
         self._file, self._model = ModelFile(path), model
         try:
-            self.unchanged = frozenset(json.loads(self._file.metadata.get("unchanged", "[]")))
-            self._scales: dict[str, float] = json.loads(self._file.metadata.get("scales", "{}"))
-        except (ValueError, TypeError):
+            self.unchanged = frozenset(json.loads(self._told("unchanged", "[]")))
+            self._scales = {name: float(scale) for name, scale in json.loads(self._told("scales", "{}")).items()}
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise ValueError("the update's metadata cannot be read") from None
         if self.unchanged | self._file.keys() != model.keys() or self.unchanged & self._file.keys():
             differing = sorted((self.unchanged | self._file.keys()) ^ model.keys())
@@ -81,15 +79,18 @@ class Update:
                 raise ValueError(f"tensor {name} has shape {entry.shape}; the model's is {model.shapes[name]}")
             if entry.dtype != "F32" and not math.isfinite(self._scales.get(name, math.nan)):
                 raise ValueError(f"tensor {name} of type {entry.dtype} has no scale that is a finite number")
-        for name, _, part in self.blocks():
-            if not np.isfinite(part).all():
-                raise ValueError(f"tensor {name} holds values that are not finite numbers")
+        if not self._all_finite():
+            raise ValueError(f"tensor {self._not_finite()} holds values that are not finite numbers")
 
-    def blocks(self) -> Iterator[tuple[str, slice, np.ndarray]]:
-        """The changed tensors in float32 blocks, each with its tensor's name and place."""
-        for name in self._file:
-            for place in _places(self._model.shapes[name]):
-                yield name, place, self.read(name, place)
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor, those that were not changed included."""
+        return self._model.shapes
 
     def read(self, name: str, place: slice) -> np.ndarray:
         """One block of the trained tensor as float32, flat."""
@@ -103,45 +104,20 @@ class Update:
         trained: np.ndarray = self._model.read(name, place) + _decoded(stored, form, self._scales[name])
         return trained
 
+    def _told(self, key: str, otherwise: str) -> str:
+        return self._file.metadata.get(key, otherwise)
 
-def average(
-    path: Path, model: ModelFile, updates: Sequence[Update], weights: Sequence[float], rule: Average | None = None
-) -> frozenset[str]:
-    """Write the average of updates of `model` as the model `path`, in one step; the mean unless `rule` is given.
+    def _all_finite(self) -> bool:
+        if any(entry.dtype != "F32" for entry in self._file.entries.values()):
+            return self._not_finite() is None
+        return all(np.isfinite(block).all() for block in self._file.blocks())
 
-    Args:
-        updates: one for each site, in an order that does not depend on who was first.
-        weights: of the sites; they add up to 1.
-
-    Returns:
-        The names of the tensors that no site has changed.
-    """
-    unchanged = frozenset.intersection(*(update.unchanged for update in updates))
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("wb") as file:
-        file.write(header({name: ("F32", entry.shape, entry.size) for name, entry in model.entries.items()}, {}))
-        for name, shape in model.shapes.items():
-            if rule and name not in unchanged:
-                whole = slice(0, math.prod(shape))
-                arrays = [update.read(name, whole).reshape(shape) for update in updates]
-                file.write(np.ascontiguousarray(rule(name, arrays, weights), np.float32).reshape(-1).data)
-                continue
-            for place in _places(shape):
-                if name in unchanged:
-                    file.write(model.read(name, place).data)
-                    continue
-                mean = np.zeros(place.stop - place.start)  # in double precision: rounded once, whatever the order
-                for update, weight in zip(updates, weights, strict=True):
-                    mean += np.multiply(update.read(name, place), weight, dtype=np.float64)
-                file.write(mean.astype(np.float32).data)
-    unfinished.replace(path)
-    return unchanged
-
-
-def _places(shape: tuple[int, ...]) -> Iterator[slice]:
-    count = math.prod(shape)
-    for start in range(0, count, BLOCK):
-        yield slice(start, min(start + BLOCK, count))
+    def _not_finite(self) -> str | None:
+        """The first tensor with values that are not finite."""
+        for name in self._file:
+            if not all(np.isfinite(self.read(name, place)).all() for place in places(self._model.shapes[name])):
+                return name
+        return None
 
 
 def _same(array: np.ndarray, received: ModelFile | ModelParts, name: str) -> bool:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from processes import TOYS
-from toy.experiment import TASKS, Numbers, VectorModel
 
 from federation.notebook.handle import FederationHandle
 from federation.policy import RoundPolicy
@@ -35,8 +34,8 @@ def main() -> None:
         while [site.name for site in federation.sites() if site.online] != options.submit["sites"]:
             time.sleep(0.1)
         experiment = federation.submit(
-            options.name, package=TOYS / "toy", model=VectorModel(options.submit["length"]), tasks=TASKS,
-            data=Numbers(), rounds=options.submit["rounds"], best_metric="accuracy", keep_optimizer=True,
+            options.name, package=TOYS / "toy", entry_point="toy.experiment:experiment",
+            settings={"length": options.submit["length"]}, rounds=options.submit["rounds"], best_metric="accuracy",
             policy=RoundPolicy(**options.submit.get("policy", {})),
         )  # fmt: skip
     else:

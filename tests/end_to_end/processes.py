@@ -70,15 +70,21 @@ class Processes:
 
 
 def write_site(
-    folder: Path, name: str, port: int, template: str, params: Mapping[str, object], accept: str = "any"
+    folder: Path,
+    name: str,
+    port: int,
+    template: str,
+    params: Mapping[str, object],
+    accept: str = "any",
+    **more: object,
 ) -> Path:
-    """An envoy.yaml for a site of a test."""
+    """An envoy.yaml for a site of a test; `more`: `params` of it."""
     import yaml
 
     settings = {
         "name": name,
         "director": {"host": "localhost", "port": port},
-        "params": {"cpu_threads": 1, "state": "sites"},
+        "params": {"cpu_threads": 1, "state": "sites", **more},
         "shard_descriptor": {"template": template, "params": dict(params)},
         "review": {"accept": accept, "folder": f"{name}.review"},
         "audit": f"{name}.audit.jsonl",
@@ -97,6 +103,8 @@ def certificate_lines(authority: Path, name: str) -> dict[str, str]:
 class ToyFederation(Processes):
     """A director and toy envoys; site `n` holds the number n."""
 
+    health_check_period = 1
+
     def __init__(self, folder: Path, sites: int = 2) -> None:
         super().__init__(folder)
         self.env = {"PYTHONPATH": str(TOYS), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
@@ -114,13 +122,15 @@ class ToyFederation(Processes):
     def start_director(self, port: int = 0) -> int:
         config = self.logs / "director.yaml"
         config.write_text(
-            "settings: {sample_shape: ['4'], target_shape: ['1'], envoy_health_check_period: 1, state: state}\n"
+            "settings: {sample_shape: ['4'], target_shape: ['1'], state: state, "
+            f"envoy_health_check_period: {self.health_check_period}}}\n"
         )
         self.start(
             "director", PYTHON, "-m", "federation.director", "--config", config, "--port", str(port), env=self.env
         )
         return int(self.wait_for("director", r"listening on .*:(\d+)")[1])
 
-    def start_site(self, name: str, value: float, accept: str = "any", **params: object) -> None:
-        config = write_site(self.logs, name, self.port, "toy_shard.ToyShard", {"value": value, **params}, accept)
+    def start_site(self, name: str, value: float, accept: str = "any", slots: int = 1, **params: object) -> None:
+        given = {"value": value, **params}
+        config = write_site(self.logs, name, self.port, "toy_shard.ToyShard", given, accept, slots=slots)
         self.start(name, PYTHON, "-m", "federation.envoy", "--config", config, env=self.env | {"TOY_SITE": name})

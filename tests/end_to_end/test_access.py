@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from openfl.protocols import aggregator_pb2, director_pb2, director_pb2_grpc
 from processes import HOUSE, PYTHON, TOYS, Processes, certificate_lines, write_site
-from toy.experiment import TASKS, Numbers, VectorModel
 
 from federation import authority as certificates
 from federation.authority import Role
@@ -114,8 +113,8 @@ def safe(started: SafeFederation) -> Iterator[SafeFederation]:
 
 def submit(federation: FederationHandle, name: str) -> ExperimentHandle:
     return federation.submit(
-        name, package=TOYS / "toy", model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
-        best_metric="accuracy", keep_optimizer=True,
+        name, package=TOYS / "toy", entry_point="toy.experiment:experiment", settings={}, rounds=1,
+        best_metric="accuracy",
     )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import psutil
 import pytest
 from processes import TOYS, ToyFederation
-from toy.experiment import TASKS, Numbers, VectorModel
 
 from federation.errors import ExperimentFailed, FederationError, SubmissionRefused
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Metric
@@ -31,9 +30,8 @@ def submit(
     return federation.submit(
         name,
         package=package,
-        model=VectorModel(length),
-        tasks=TASKS,
-        data=Numbers(**faults),
+        entry_point="toy.experiment:experiment",
+        settings={"length": length, "faults": faults},
         rounds=rounds,
         best_metric="accuracy",
         keep_optimizer=True,
@@ -84,8 +82,11 @@ def test_a_failing_task_reaches_the_notebook_and_the_next_experiment_runs(toys: 
     with pytest.raises(ExperimentFailed) as failure:
         list(experiment.metrics())
     assert time.monotonic() - started < 30
-    for part in ("site2", "round 2", "task train", "the toy was told to fail", "Traceback", "misbehave"):
-        assert part in str(failure.value)
+    said = str(failure.value)
+    assert "site site2, round 2, task train: ArithmeticError: the toy was told to fail\n  at toy/experiment.py:" in said
+    assert "in misbehave" in said
+    assert "Traceback" not in said  # that is in the site's own log
+    assert "Traceback" in toys.log("site2")
     assert len(list(submit(toys, "mended", rounds=1).metrics())) > 0
 
 
@@ -276,8 +277,8 @@ def test_refusals(tmp_path: Path) -> None:
             federation.wait_for_sites(2, 0.5)
         with pytest.raises(SubmissionRefused, match="no envoy is online"):
             federation.submit(
-                "early", package=TOYS / "toy", model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
-                best_metric="accuracy", keep_optimizer=True,
+                "early", package=TOYS / "toy", entry_point="toy.experiment:experiment", settings={}, rounds=1,
+                best_metric="accuracy",
             )  # fmt: skip
         toys.start_site("odd", 1.0, shape="5")
         assert toys.wait("odd") == 1

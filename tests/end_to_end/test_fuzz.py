@@ -8,7 +8,6 @@ import logging
 import random
 import socket
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ import psutil
 import pytest
 import yaml
 from google.protobuf.message import Message
-from openfl.federated import Plan
 from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
 from processes import PYTHON, TOYS, Processes, ToyFederation, certificate_lines
 from test_federation import submit
@@ -29,7 +27,9 @@ from test_federation import submit
 from federation import authority as certificates
 from federation.notebook.handle import FederationHandle
 from federation.site.client import INSTEAD_OF, PROCESS
+from federation.wire import archives
 from federation.wire.channels import MESSAGE_BYTES
+from federation.wire.metadata import AGGREGATOR
 from federation.wire.transfer import SERVICE, Address
 
 PLAIN_CALLS, TLS_CALLS = 2000, 400
@@ -251,12 +251,10 @@ def test_a_director_survives_what_is_not_meant_for_it(tmp_path: Path) -> None:
     try:
         target = submit(toys, "target", sleep_on=1.0, in_round=0, seconds=120)
         toys.wait_for("site1", "round 1, task train: starts")
-        with zipfile.ZipFile(tmp_path / "state" / "target" / "experiment.zip") as archive:
-            archive.extract("plan/plan.yaml", tmp_path)
-        plan = Plan.parse(tmp_path / "plan" / "plan.yaml")
+        shipped = archives.read(tmp_path / "state" / "target" / "experiment.zip")
         sites = ["site1", "site2", "stranger"]
         words = {
-            "federation_uuid": [plan.federation_uuid], "receiver": [plan.aggregator_uuid], "sender": sites,
+            "federation_uuid": [archives.describe(shipped).id], "receiver": [AGGREGATOR], "sender": sites,
             "name": [*sites, "target", "vector", "loss"], "collaborator_name": sites, "collaborator_names": sites,
             "experiment_name": ["target"], "sample_shape": ["4"], "target_shape": ["1"], "tensor_name": ["vector"],
             "task_name": ["train", "aggregated_model_validate"], "single_col_cert_common_name": [""],

@@ -1,30 +1,33 @@
 """The data owner decides: policies, commands and the audit log, over a real director and real envoys."""
 
+import io
 import json
 import logging
 import re
 import shutil
 import stat
-import subprocess
 import time
-import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import grpc
 import numpy as np
 import pytest
-from processes import HOUSE, PYTHON, TOYS, ToyFederation
-from toy.experiment import TASKS, Numbers, VectorModel
+from processes import HOUSE, TOYS, ToyFederation
+from submissions import SMALL, zipped
 
-from federation.errors import ExperimentFailed
+from federation import review
+from federation.errors import ExperimentFailed, FederationError
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Metric
 from federation.policy import RoundPolicy
 from federation.wire import archives
 
 MARKER = """
 import os, pathlib
-pathlib.Path(os.environ["TMPDIR"], "imported-at-" + os.environ["TOY_SITE"]).touch()
+if "TOY_SITE" in os.environ:  # not in the notebook
+    pathlib.Path(os.environ["TMPDIR"], "imported-at-" + os.environ["TOY_SITE"]).touch()
 """
 
 
@@ -49,8 +52,8 @@ class Owners:
 
     def submit(self, name: str, policy: RoundPolicy | None = None) -> tuple[ExperimentHandle, "Future[list[Metric]]"]:
         experiment = self.federation.submit(
-            name, package=self.package, model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
-            best_metric="accuracy", keep_optimizer=True, policy=policy,
+            name, package=self.package, entry_point="toy.experiment:experiment", settings={}, rounds=1,
+            best_metric="accuracy", policy=policy,
         )  # fmt: skip
         return experiment, self.reader.submit(lambda: list(experiment.metrics()))
 
@@ -61,8 +64,13 @@ class Owners:
     def run(self, site: str, command: str, *arguments: str) -> str:
         """What a command of a site's owner prints."""
         self.ran.add(command)
-        words = [PYTHON, "-m", "federation.review", command, *arguments, "--config", self.folder / f"{site}.yaml"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        words = ["review", command, *arguments, "--config", str(self.folder / f"{site}.yaml")]
+        told = io.StringIO()
+        with patch("sys.argv", words), redirect_stdout(told), redirect_stderr(told), pytest.raises(SystemExit) as left:
+            review.main()
+        if left.value.code:
+            raise FederationError(told.getvalue())
+        return told.getvalue()
 
     def waiting(self, site: str) -> str:
         """The digest that waits at a site, by the owner's list."""
@@ -90,10 +98,8 @@ def owners(tmp_path: Path):
 
 
 def craft(path: Path, name: str, content: bytes) -> Path:
-    """An archive with one file beside the plan."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(archives.PLAN, "")
-        archive.writestr(name, content)
+    """An archive with one file beside those of an experiment."""
+    path.write_bytes(zipped(SMALL | {name: content}))
     return path
 
 
@@ -108,21 +114,29 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
             )
         assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert name in error.value.details()
-    assert list((tmp_path / "state").glob("*")) == []
+    assert list((tmp_path / "state").glob("[!.]*")) == []
 
     # New code waits at one site, longer than a site may be silent; the other refuses it; none of it has run.
     alone = RoundPolicy(minimum_sites=1, gone_seconds=2)
     experiment, metrics = owners.submit("first", alone)
     wait_for_status(experiment, "in_progress, waiting for approval at site1")
     shipped = archives.read(tmp_path / "state" / "first" / "experiment.zip")
-    assert shipped.keys() == {archives.PLAN, *archives.PICKLES, "toy/__init__.py", "toy/experiment.py"}
+    assert shipped.keys() == {archives.DESCRIPTION, "toy/__init__.py", "toy/experiment.py"}
     time.sleep(2.5)
     assert experiment.status() == "in_progress, waiting for approval at site1"
     first = owners.waiting("site1")
     assert f"site site1 waits for its owner to approve the code (digest {first})" in caplog.text
     assert re.search(rf"goes on without site site2: [^$]*\n  \S.*federation\.review approve {first} ", caplog.text)
+    with pytest.raises(FederationError, match="has not been shown yet"):
+        owners.run("site1", "approve", first)
     shown = owners.run("site1", "show", first)
-    for part in ("STEP = 1.0", "rounds_to_train: 2", "imports toy.experiment.VectorModel", "imported-at-"):
+    for part in (
+        "STEP = 1.0",
+        '"rounds": 1,',
+        '"entry_point": "toy.experiment:experiment"',
+        "imported-at-",
+        "by experimen",
+    ):
         assert part in shown
     assert "WARNING" not in shown
     assert owners.imported() == set()
@@ -132,6 +146,7 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
 
     # What is approved runs at once at both, although it is another submission.
     assert re.search(rf"^{first} .* first +none; refused$", owners.run("site2", "list"), flags=re.MULTILINE)
+    owners.run("site2", "show", first)
     owners.run("site2", "approve", first)
     experiment, metrics = owners.submit("again")
     metrics.result(60)
@@ -158,6 +173,7 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
     experiment, metrics = owners.submit("swapped", alone)
     wait_for_status(experiment, "in_progress, waiting for approval at site1")
     craft(tmp_path / "state" / "swapped" / "experiment.zip", "requirements.txt", b"left-pad")
+    owners.run("site1", "show", owners.waiting("site1"))
     owners.run("site1", "approve", owners.waiting("site1"))
     with pytest.raises(ExperimentFailed, match=r"site site1 failed:\s.*'requirements\.txt'"):
         metrics.result(60)
@@ -178,7 +194,14 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
 
     # What left the site, on its own disk, for its owner's eyes.
     path = owners.folder / "site1.audit.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    calls = {line["call"] for line in written if line["kind"] == "message"}
+    assert calls == {
+        "UpdateShardInfo", "UpdateEnvoyStatus", "WaitExperiment", "GetExperimentData", "SetExperimentFailed",
+        "GetTasks", "Round", "Received", "Update", "SendLocalTaskResults",
+    }  # fmt: skip
+    assert all(re.fullmatch("[0-9a-f]{64}", line["sha256"]) for line in written if line["kind"] == "message")
+    lines = [line for line in written if line["kind"] != "message"]
     assert [line["kind"] for line in lines[:3]] == ["registration", "results", "tensors"]
     trained = next(line for line in lines if line.get("task") == "train")
     expected = {
@@ -194,6 +217,6 @@ def test_the_data_owner_decides(owners: Owners, tmp_path: Path, caplog: pytest.L
     assert "failure" in owners.run("site2", "audit", "--last", "5")
     readme = (HOUSE / "README.md").read_text(encoding="utf-8")
     assert owners.ran == set(re.findall(r"python -m federation\.review (\w+)", readme))
-    kept = [*(owners.folder / "site1.review").iterdir(), path]
+    kept = [*(owners.folder / "site1.review").iterdir(), path, path.with_name(f".{path.name}.lock")]
     assert {stat.S_IMODE(each.stat().st_mode) for each in kept} == {0o600}
     assert stat.S_IMODE((owners.folder / "site1.review").stat().st_mode) == 0o700

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 from processes import PYTHON, TOYS, Processes, certificate_lines, write_site
-from toy.experiment import TASKS, Numbers, VectorModel
 
 from federation import authority as certificates
 from federation.errors import ExperimentFailed, FederationError
@@ -42,8 +41,8 @@ def test_an_experiment_and_its_failure_over_mutual_tls(
 
     def submit(name: str, **faults: float) -> list[float]:
         experiment = federation.submit(
-            name, package=TOYS / "toy", model=VectorModel(), tasks=TASKS, data=Numbers(**faults), rounds=1,
-            best_metric="accuracy", keep_optimizer=True,
+            name, package=TOYS / "toy", entry_point="toy.experiment:experiment", settings={"faults": faults}, rounds=1,
+            best_metric="accuracy",
         )  # fmt: skip
         list(experiment.metrics())
         return [float(value) for value in experiment.last_weights()["vector"]]

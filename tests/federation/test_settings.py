@@ -53,6 +53,19 @@ def test_whose_code_runs_is_asked_unless_the_owner_says_otherwise(tmp_path: Path
         assert load_envoy(HOUSE / name / "envoy.yaml").accept == "any"  # a demo
 
 
+def test_slots_and_what_is_told_of_failures(tmp_path: Path) -> None:
+    settings = load_envoy(write(tmp_path, envoy()))
+    assert (settings.slots, settings.failures) == (1, "line")
+    given = envoy(params={"slots": {"cuda:0": 2, "cpu": 1}}, review={"failures": "full"})
+    settings = load_envoy(write(tmp_path, given))
+    assert (settings.slots, settings.failures) == ({"cuda:0": 2, "cpu": 1}, "full")
+    for slots in (0, -1, 65, True, 1.5, "two", [1], {"cuda:0": 0}, {"gpu": 1}, {"cuda": 1}, {0: 1}):
+        with pytest.raises(SettingsError, match=r"params\.slots.*(allowed: 1 to 64|allowed: cpu, cuda:0)"):
+            load_envoy(write(tmp_path, envoy(params={"slots": slots})))
+    with pytest.raises(SettingsError, match=r"review\.failures: 'some'; allowed: place, line, full"):
+        load_envoy(write(tmp_path, envoy(review={"failures": "some"})))
+
+
 def test_what_is_given_wins_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, envoy(director={"port": 1234}))
     assert load_envoy(path).director_port == 1234
@@ -71,7 +84,7 @@ def test_what_is_given_wins_over_the_file(tmp_path: Path) -> None:
         (envoy(params={"cpu_threads": "many"}), "wrong type"),
         (envoy(parms={}), "unknown setting 'parms'; allowed: "),
         (envoy(review={"accept": "all"}), "review.accept: 'all'; allowed: any, approved, ask"),
-        (envoy(review={"acept": "any"}), "unknown setting 'acept'; allowed: accept, folder"),
+        (envoy(review={"acept": "any"}), "unknown setting 'acept'; allowed: accept, failures, folder"),
         (envoy(params={"gpu": 1}), "unknown setting 'gpu'; allowed: cpu_threads, cuda_devices"),
         (envoy(director="localhost"), "'director' must hold: host, port"),
         (

@@ -1,6 +1,7 @@
 """The engine's faults in director, envoy and notebook, which ours has not got. docs/engine.md lists them all."""
 
 import asyncio
+import pickle
 import socket
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from openfl.utilities.workspace import ExperimentWorkspace
 from processes import TOYS
 from rounds import build, finish_round
 from stock import fault
+from submissions import SMALL, zipped
 from toy.experiment import TASKS, Numbers, VectorModel
 from toy_shard import ToyShard
 
@@ -49,6 +51,8 @@ from federation.notebook.handle import _Client as OurClient
 from federation.settings import Certificates, DirectorSettings, EnvoySettings, certificates_beside, load_envoy
 from federation.site.client import SiteClient
 from federation.site.envoy import Envoy
+from federation.site.listing import lines
+from federation.site.review import ReviewFolder, Submission, Verdict, verdict
 from federation.wire import archives as experiment_archives
 from federation.wire.models import save
 
@@ -154,7 +158,7 @@ def stock_submission(port: int, name: str) -> None:
 
 def our_submission(port: int, name: str) -> None:
     FederationHandle("localhost", port, client_id="ada").submit(
-        name, package=TOYS / "toy", model=VectorModel(), tasks=TASKS, data=Numbers(), rounds=1,
+        name, package=TOYS / "toy", entry_point="toy.experiment:experiment", settings={}, rounds=1,
         best_metric="accuracy", keep_optimizer=False,
     )  # fmt: skip
 
@@ -191,15 +195,27 @@ def test_no_list_of_packages_is_shipped(subject: Any, archives: Any) -> None:
     assert "requirements.txt" not in zipfile.ZipFile(archives[subject][0]).namelist()
 
 
-@fault("federated/plan/plan.py:299", "federated/plan/plan.py:309", stock=stock_submission, ours=our_submission)
+def stock_identity(archive: Path, folder: Path) -> tuple[str, int]:
+    zipfile.ZipFile(archive).extractall(folder)
+    plan = Plan.parse(folder / "plan" / "plan.yaml")
+    return plan.federation_uuid, plan.config["network"]["settings"]["agg_port"]
+
+
+def our_identity(archive: Path, _: Path) -> tuple[str, None]:
+    return experiment_archives.describe(experiment_archives.read(archive)).id, None  # all on the director's own port
+
+
+@fault(
+    "federated/plan/plan.py:299",
+    "federated/plan/plan.py:309",
+    stock=(stock_submission, stock_identity),
+    ours=(our_submission, our_identity),
+)
 def test_two_experiments_of_one_plan_are_two_federations(subject: Any, archives: Any, tmp_path: Path) -> None:
-    plans = []
-    for number, archive in enumerate(archives[subject]):
-        zipfile.ZipFile(archive).extractall(tmp_path / str(number))
-        plans.append(Plan.parse(tmp_path / str(number) / "plan" / "plan.yaml"))
-    ports = [plan.config["network"]["settings"]["agg_port"] for plan in plans]
-    assert plans[0].federation_uuid != plans[1].federation_uuid
-    assert not any(ports) or ports[0] != ports[1]  # ours: all on the director's own port
+    side, identity = subject
+    (one, port), (two, other) = (identity(path, tmp_path / str(n)) for n, path in enumerate(archives[side]))
+    assert one != two
+    assert port is None or port != other
 
 
 @fault(
@@ -458,9 +474,8 @@ def shard_client(running: Running, authority: Path, certificate: str, shard: str
 @fault("transport/grpc/director_server.py:419", stock=stock_server, ours=our_server)
 def test_with_tls_too_a_site_can_report_that_it_failed(subject: Any, serve: Any, authority: Path) -> None:
     running = serve(subject, **secure(authority, "director"))
-    archive = authority / "plan.zip"
-    with zipfile.ZipFile(archive, "w") as written:
-        written.writestr("plan/plan.yaml", "")
+    archive = authority / "experiment.zip"
+    archive.write_bytes(zipped(SMALL))
     running.do(submitted(running.director, archive, authority))
     experiment = running.director.experiments_registry["toy"]
     if subject is stock_server:  # which can only fail when it has an aggregator to stop
@@ -483,18 +498,93 @@ def our_unpacked(archive: Path, folder: Path) -> set[str]:
 
 @fault("utilities/workspace.py:99", stock=stock_unpacked, ours=our_unpacked)
 def test_an_archive_of_other_things_than_code_is_not_unpacked(subject: Any, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "experiment.zip", "w") as written:
-        written.writestr("plan/plan.yaml", "")
-        written.writestr("library.so", b"code that nobody can read")
+    library = {"library.so": b"code that nobody can read"}
+    (tmp_path / "experiment.zip").write_bytes(zipped(SMALL | library))
     assert "library.so" not in subject(tmp_path / "experiment.zip", tmp_path)
 
 
 @fault("interface/interactive_api/experiment.py:731", **DIRECTORS)
-def test_a_task_travels_by_its_name(subject: Any, archives: Any) -> None:
+def test_a_task_travels_as_its_source(subject: Any, archives: Any) -> None:
     with zipfile.ZipFile(archives[subject[1]][0]) as archive:
-        tasks = archive.read(next(name for name in archive.namelist() if name.endswith("tasks_obj.pkl")))
-    assert b"wrapper_decorator" not in tasks
-    assert b"site-packages" not in tasks
+        compiled = b"".join(archive.read(name) for name in archive.namelist() if not name.endswith((".py", ".json")))
+    assert b"wrapper_decorator" not in compiled
+    assert b"site-packages" not in compiled
+
+
+class Trap:
+    """Code in a pickle: it runs when somebody unpickles it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+TRAP = """
+from pathlib import Path
+Path({marker!r}).touch()
+def experiment(settings): ...
+"""
+
+
+def stock_prepare(folder: Path, marker: Path, archive: Path) -> None:
+    """What a director does with an experiment that it has taken."""
+    zipfile.ZipFile(archive).extractall(folder)
+    for name in ("aggregation_function_obj.pkl", "task_assigner_obj.pkl"):
+        (folder / name).write_bytes(pickle.dumps(Trap(marker)))
+    with chdir(folder), suppress(Exception):
+        Plan.parse(Path("plan/plan.yaml")).get_assigner()
+
+
+def our_prepare(folder: Path, marker: Path, archive: Path) -> None:
+    async def run() -> None:
+        files = experiment_archives.read(archive)
+        files["toy/experiment.py"] = TRAP.format(marker=str(marker)).encode()
+        experiment_archives.pack(files, folder / "trapped.zip")
+        async with begun(our_director, folder / "trapped.zip", folder):
+            pass
+
+    asyncio.run(run())
+
+
+@fault(
+    "federated/plan/plan.py:317",
+    stock=(stock_submission, stock_prepare),
+    ours=(our_submission, our_prepare),
+)
+def test_a_director_runs_nothing_that_it_is_sent(subject: Any, archives: Any, tmp_path: Path) -> None:
+    side, prepare = subject
+    marker = tmp_path / "it has run"
+    prepare(tmp_path, marker, archives[side][0])
+    assert not marker.exists()
+
+
+def stock_open(folder: Path, marker: Path, archive: Path) -> None:
+    """What a site does with an experiment before anybody has said that it may run."""
+    zipfile.ZipFile(archive).extractall(folder)
+    for path in folder.glob("*_obj.pkl"):
+        path.write_bytes(pickle.dumps(Trap(marker)))
+    with chdir(folder), suppress(Exception):
+        tuple(Plan.parse(Path("plan/plan.yaml")).deserialize_interface_objects())
+
+
+def our_open(folder: Path, marker: Path, archive: Path) -> None:
+    files = experiment_archives.read(archive)
+    files["toy/experiment.py"] = TRAP.format(marker=str(marker)).encode()
+    experiment_archives.pack(files, folder / "trapped.zip")
+    submission = Submission(experiment_archives.read(folder / "trapped.zip"))
+    ReviewFolder(folder / "review").receive(submission, "trapped")
+    assert verdict("ask", None) is Verdict.WAIT
+    assert any("Path(" in line for line in lines("toy/experiment.py", submission.files["toy/experiment.py"]))
+
+
+@fault("federated/plan/plan.py:756", stock=(stock_submission, stock_open), ours=(our_submission, our_open))
+def test_a_site_looks_before_anything_runs(subject: Any, archives: Any, tmp_path: Path) -> None:
+    side, look = subject
+    marker = tmp_path / "it has run"
+    look(tmp_path, marker, archives[side][0])
+    assert not marker.exists()
 
 
 @fault("transport/grpc/director_server.py:292", stock=stock_server, ours=our_server)

@@ -3,7 +3,7 @@
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import suppress
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from federation.director.aggregator import RoundAggregator
 from openfl.component import Aggregator as EngineAggregator
 from openfl.component import Collaborator as EngineCollaborator
 from openfl.component import CutoffTimeBasedStragglerHandling as Cutoff
@@ -29,14 +30,17 @@ from stock import fault
 from toy import experiment as toy
 from toy_shard import ToyShard
 
-from federation.director.aggregator import RoundAggregator
 from federation.director.router import AggregatorRouter
 from federation.errors import FederationError
+from federation.experiment import build as experiment_of
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, RoundSchedule
-from federation.site.collaborator import AggregatorClient, Collaborator
+from federation.site.client import RoundClient
+from federation.site.collaborator import Collaborator, Result
+from federation.site.worker import Worker
 from federation.wire.models import save
 from federation.wire.tensors import TensorStore
-from federation.wire.transfer import SERVICE, ModelServer, RoundOver
+from federation.wire.transfer import SERVICE, ModelServer, RoundOver, SiteTransfers
+from federation.wire.updates import Encoder
 
 
 def begin(kind: type, folder: Path, **settings: Any) -> Any:
@@ -231,23 +235,14 @@ def serve() -> Iterator[Callable[..., tuple[int, Calls]]]:
 
 
 def stock_client(port: int, _: Path) -> AggregatorGRPCClient:
-    return connected(AggregatorGRPCClient, port)
-
-
-def our_client(port: int, folder: Path) -> AggregatorClient:
-    (folder / "site").mkdir(exist_ok=True)
-    return connected(partial(AggregatorClient, folder / "site"), port)
-
-
-def connected(kind: Any, port: int) -> Any:
-    return kind(
+    return AggregatorGRPCClient(
         agg_addr="localhost", agg_port=port, disable_client_auth=True, root_certificate=None, certificate=None,
         private_key=None, tls=False, aggregator_uuid="aggregator", federation_uuid="federation",
     )  # fmt: skip
 
 
-def collaborator(kind: type, client: Any, **faults: float) -> Any:
-    """The collaborator of the site "small" with the toy's tasks."""
+def stock_site(port: int, folder: Path, **faults: float) -> EngineCollaborator:
+    """The engine's collaborator of the site "small", with the toy's tasks."""
     data = toy.Numbers(**faults)
     data.shard_descriptor = ToyShard(1.0)
     runner = CoreTaskRunner()
@@ -255,38 +250,71 @@ def collaborator(kind: type, client: Any, **faults: float) -> Any:
     runner.set_model_provider(toy.VectorModel())
     runner.set_task_provider(toy.TASKS)
     runner.set_framework_adapter(toy.VectorAdapter())
-    made = kind(
-        collaborator_name="small", aggregator_uuid="aggregator", federation_uuid="federation", client=client,
-        task_runner=runner, task_config={},
+    made = EngineCollaborator(
+        collaborator_name="small", aggregator_uuid="aggregator", federation_uuid="federation",
+        client=stock_client(port, folder), task_runner=runner, task_config={},
     )  # fmt: skip
     made.set_available_devices()
     return made
 
 
+def our_client(port: int, _: Path) -> RoundClient:
+    return RoundClient(grpc.insecure_channel(f"localhost:{port}", channel_options), "federation", "small")
+
+
+def our_site(port: int, folder: Path, **faults: float) -> Collaborator:
+    """Ours, with the same tasks."""
+    experiment = experiment_of("toy.experiment:experiment", {"faults": faults})
+    experiment.data.shard_descriptor = ToyShard(1.0)
+    channel = grpc.insecure_channel(f"localhost:{port}", channel_options)
+    transfers = SiteTransfers(channel, "federation", "small", folder / "site")
+    (folder / "site").mkdir(exist_ok=True)
+    return Collaborator("small", Worker(experiment), RoundClient(channel, "federation", "small"), transfers, Encoder())
+
+
+def stock_does(site: EngineCollaborator, task: str, round_number: int) -> None:
+    site.do_task(TASKS[task], round_number)
+
+
+def our_does(site: Collaborator, task: str, round_number: int) -> None:
+    site.do([task], round_number)
+
+
 SIDES = {
-    "stock": (EngineAggregator, stock_client, EngineCollaborator),
-    "ours": (RoundAggregator, our_client, Collaborator),
+    "stock": (EngineAggregator, stock_site, stock_does),
+    "ours": (RoundAggregator, our_site, our_does),
 }
 VECTOR = {"vector": np.zeros(4, np.float32)}
 
 
 @fault("component/collaborator/collaborator.py:298", **SIDES)
 def test_a_task_that_raises_tells_where(subject: Any, serve: Any, tmp_path: Path) -> None:
-    rounds, client, site = subject
+    rounds, site, does = subject
     port, _ = serve(begin(rounds, tmp_path, model=VECTOR))
-    failing = collaborator(site, client(port, tmp_path), raise_on=1.0)
     with pytest.raises(Exception, match="the toy was told to fail") as error:
-        failing.do_task(TASKS[TRAIN], 0)
+        does(site(port, tmp_path, raise_on=1.0), TRAIN, 0)
     assert "site small, round 1, task train" in str(error.value)
 
 
-@fault("component/collaborator/collaborator.py:428", **SIDES)
+def stock_received(port: int, folder: Path, names: Iterable[str]) -> Any:
+    keys = [TensorKey(name, "aggregator", 0, False, ("model",)) for name in names]
+    return stock_site(port, folder).get_numpy_dict_for_tensorkeys(keys)
+
+
+def our_received(port: int, folder: Path, _: Iterable[str]) -> Any:
+    return our_site(port, folder)._transfers.model(0)
+
+
+@fault(
+    "component/collaborator/collaborator.py:428",
+    stock=(EngineAggregator, stock_received),
+    ours=(RoundAggregator, our_received),
+)
 def test_a_model_comes_by_one_call(subject: Any, serve: Any, tmp_path: Path) -> None:
-    rounds, client, site = subject
+    rounds, received_by = subject
     initial = {f"w{number}": np.full(2, number, np.float32) for number in range(3)}
     port, calls = serve(begin(rounds, tmp_path, model=initial))
-    keys = [TensorKey(name, "aggregator", 0, False, ("model",)) for name in initial]
-    received = collaborator(site, client(port, tmp_path)).get_numpy_dict_for_tensorkeys(keys)
+    received = received_by(port, tmp_path, initial)
     np.testing.assert_array_equal([received[name] for name in initial], list(initial.values()))
     assert len(calls.made) == 1
 
@@ -316,36 +344,58 @@ class Sink:
         return answer
 
 
-@fault("transport/grpc/aggregator_client.py:485", **SIDES)
+def stock_sends(port: int, folder: Path, trained: np.ndarray) -> Callable[[], None]:
+    sender = stock_site(port, folder)
+    return lambda: sender.send_task_results({TensorKey("vector", "small", 0, False, ("trained",)): trained}, 0, TRAIN)
+
+
+def our_sends(port: int, folder: Path, trained: np.ndarray) -> Callable[[], None]:
+    sender = our_site(port, folder)
+    received = save(folder / "round.safetensors", {"vector": np.zeros_like(trained)})
+
+    def send() -> None:
+        sender._send(TRAIN, Result(1, {}, Encoder().encode({"vector": trained}, received)))
+
+    return send
+
+
+@fault("transport/grpc/aggregator_client.py:485", stock=stock_sends, ours=our_sends)
 def test_sending_a_model_does_not_copy_it(subject: Any, tmp_path: Path) -> None:
-    _, client, site = subject
     sink = Sink()
     sink.server.start()
     trained = np.ones(2**22, np.float32)
-    sender = collaborator(site, client(sink.port, tmp_path))
-    received = save(tmp_path / "round.safetensors", {"vector": np.zeros_like(trained)})
-    if site is Collaborator:
-        sender.transfers.model = lambda _: received
-    key = TensorKey("vector", "small", 0, False, ("trained",))
-    _, peak = traced(lambda: sender.send_task_results({key: trained}, 0, TRAIN))
+    _, peak = traced(subject(sink.port, tmp_path, trained))
     sink.server.stop(None)
     assert sink.bytes > trained.nbytes
     assert peak < trained.nbytes
 
 
-@fault("transport/grpc/aggregator_client.py:140", stock=stock_client, ours=our_client)
-def test_one_connection_lasts(subject: Any, serve: Any, tmp_path: Path) -> None:
-    port, _ = serve(begin(EngineAggregator, tmp_path))
-    client = subject(port, tmp_path)
-    channels = set()
+def stock_channels(port: int, folder: Path) -> Iterator[Any]:
+    client = stock_client(port, folder)
     for _ in range(2):
         client.get_tasks("small")
-        channels.add(client.channel)
+        yield client.channel
     client.channel.close()
-    assert len(channels) == 1
 
 
-@fault("transport/grpc/aggregator_client.py:161", stock=stock_client, ours=our_client)
+def our_channels(port: int, folder: Path) -> Iterator[Any]:
+    client = our_client(port, folder)
+    for _ in range(2):
+        client.get_tasks()
+        yield client._stub.GetTasks._channel
+
+
+@fault("transport/grpc/aggregator_client.py:140", stock=stock_channels, ours=our_channels)
+def test_one_connection_lasts(subject: Any, serve: Any, tmp_path: Path) -> None:
+    port, _ = serve(begin(EngineAggregator, tmp_path))
+    assert len(set(subject(port, tmp_path))) == 1
+
+
+@fault(
+    "transport/grpc/aggregator_client.py:161",
+    stock=lambda *where: stock_client(*where).get_tasks("small"),
+    ours=lambda *where: our_client(*where).get_tasks(),
+)
 def test_an_error_is_an_answer(subject: Any, serve: Any, tmp_path: Path) -> None:
     asked = []
 
@@ -357,10 +407,8 @@ def test_an_error_is_an_answer(subject: Any, serve: Any, tmp_path: Path) -> None
 
     rounds = begin(EngineAggregator, tmp_path)
     rounds.get_tasks = broken_at_first
-    client = subject(serve(rounds)[0], tmp_path)
     with suppress(FederationError):
-        client.get_tasks("small")
-    client.channel.close()
+        subject(serve(rounds)[0], tmp_path)
     assert len(asked) == 1
 
 

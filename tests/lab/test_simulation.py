@@ -7,8 +7,10 @@ from small_network import Tones, plain, small_recipe
 from kws.config import Augmentation, ExperimentConfig
 from kws.model import build_model, load_weights, trained_weights
 from kws.training import build_optimizer, train_round
-from lab.aggregation import weighted_mean
 from lab.simulation import federated_averaging
+from rules.in_memory import begin, next_state
+from rules.mean import Mean
+from rules.median import Median
 from shard_descriptors.corpus import SUPERB_KS
 
 Models = dict[str, np.ndarray]
@@ -43,7 +45,8 @@ def test_two_sites_are_the_mean_of_what_each_trains(config: ExperimentConfig) ->
     for done in range(config.training.rounds):
         for model, optimizer, clips in zip(models, optimizers, (NORTH, SOUTH), strict=True):
             train_round(model, optimizer, clips, config.training, done)
-        mean = weighted_mean([trained_weights(model) for model in models], [36, 16])
+        trained = [trained_weights(model) for model in models]
+        mean = next_state(Mean(), begin(trained[0]), trained, [36, 16]).model
         for model in models:
             load_weights(model, mean)
     assert equal(federated_averaging(config, {"north": NORTH, "south": SOUTH}, ignore), mean)
@@ -52,8 +55,14 @@ def test_two_sites_are_the_mean_of_what_each_trains(config: ExperimentConfig) ->
 def test_the_order_of_the_sites_does_not_matter(config: ExperimentConfig) -> None:
     one = federated_averaging(config, {"north": NORTH, "south": SOUTH}, ignore)
     other = federated_averaging(config, {"south": SOUTH, "north": NORTH}, ignore)
-    for name in one:
-        np.testing.assert_allclose(other[name], one[name], rtol=1e-4, atol=1e-5)
+    assert equal(one, other)
+
+
+def test_another_rule_makes_another_model(config: ExperimentConfig) -> None:
+    sites = {"north": NORTH, "south": SOUTH}
+    assert not equal(
+        federated_averaging(config, sites, ignore, rule=Median()), federated_averaging(config, sites, ignore)
+    )
 
 
 def test_what_is_reported(config: ExperimentConfig) -> None:

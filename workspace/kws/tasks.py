@@ -1,5 +1,10 @@
-"""What OpenFL runs at a site: translates between its interfaces and `kws.training`, decides nothing."""
+"""What OpenFL runs at a site: translates between its interfaces and `kws.training`, decides nothing.
 
+`experiment` is what a site calls, after its owner has approved this package, and the notebook for the initial model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +53,9 @@ class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
 
 
 class ClassifierProvider(ModelInterface):  # type: ignore[misc]
-    """The recipe of the model; the model itself is built where it is used (a Wav2Vec2 module cannot be pickled).
+    """The recipe of the model, which is built when it is asked for.
 
-    `frozen` is the digest of what does not travel, as the experimenter has it; None in the notebook.
+    frozen: the digest that its frozen part has to have; None: any.
     """
 
     def __init__(self, config: ExperimentConfig, form: ClipFormat, frozen: str | None = None) -> None:
@@ -62,21 +67,17 @@ class ClassifierProvider(ModelInterface):  # type: ignore[misc]
         """The one model of this process.
 
         Raises:
-            ModelError: it cannot be built, or what does not travel is not the experimenter's.
+            ModelError: it cannot be built here, or its frozen part is not the experimenter's.
         """
         if self.model is None:
-            model = build_model(self.config.model, self.config.training.seed, self.format)
+            self.model = build_model(self.config.model, self.config.training.seed, self.format)
             if self.frozen is not None:
-                check_frozen(model, self.frozen)
-            self.model = model
+                check_frozen(self.model, self.frozen)
         return self.model
 
     def provide_optimizer(self) -> Any:
         """A fresh optimizer for the model."""
         return build_optimizer(self.provide_model(), self.config.training)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"model": None}
 
 
 class ShardData(DataInterface):  # type: ignore[misc]
@@ -138,3 +139,23 @@ def train(model: Classifier, data: ShardData, device: str, optimizer: Any, round
 def validate(model: Classifier, data: ShardData, device: str) -> dict[str, float]:
     """Validation on the site's own validation speakers: counts, of which the director makes scores."""
     return evaluate(model, data.heard(model, "validation"), data.config.training).sums()
+
+
+def settings_of(config: ExperimentConfig, form: ClipFormat, frozen: str | None = None) -> dict[str, Any]:
+    """What `experiment` is to be given.
+
+    frozen: the digest of what does not travel of the experimenter's model; None: it is not compared.
+    """
+    return {"config": config.to_dict(), "format": asdict(form), "frozen": frozen}
+
+
+def experiment(settings: Mapping[str, Any]) -> tuple[ClassifierProvider, TaskInterface, ShardData]:
+    """The model, the tasks and the data of an experiment, of the values that `settings_of` makes.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    config = ExperimentConfig.from_dict(settings["config"])
+    given = settings["format"]
+    form = ClipFormat(**{**given, "labels": tuple(given["labels"])})
+    return ClassifierProvider(config, form, settings["frozen"]), TASKS, ShardData(config)

@@ -24,10 +24,9 @@ from kws.config import ExperimentConfig
 from kws.metrics import METRICS, Evaluation
 from kws.model import build_model, load_weights
 from kws.training import evaluate
-from lab.aggregation import Weights
 from lab.joined import Joined
 from lab.records import Run
-from lab.simulation import federated_averaging
+from lab.simulation import Weights, federated_averaging
 from lab.tables import POOLED, alone
 from shard_descriptors.clips.clip_set import ClipSet
 from shard_descriptors.utterances import Utterance
@@ -92,7 +91,7 @@ def _train(config: ExperimentConfig, job: Baseline, validation: ClipSet, test: C
             best = scores[config.best_metric], weights
 
     clips = Joined([ClipSet(own, test.format) for own in job.sites])
-    federated_averaging(config, {job.name: clips}, run.add_metrics, device, choose)
+    federated_averaging(config, {job.name: clips}, run.add_metrics, device, after_round=choose)
     assert best is not None
     load_weights(model, best[1])
     return evaluate(model, test, config.training)

@@ -18,7 +18,7 @@ from federation.settings import Certificates, certificates_beside, load_director
 from kws.config import ExperimentConfig
 from kws.metrics import METRICS
 from kws.model import Classifier, ModelError, build_model, frozen_digest, load_weights
-from kws.tasks import TASKS, ClassifierProvider, ShardData
+from kws.tasks import settings_of
 from lab import HOUSE
 from lab.records import Run
 from lab.session import brings_own
@@ -123,24 +123,22 @@ def submit(
     form: ClipFormat,
     policy: RoundPolicy | None = None,
 ) -> ExperimentHandle:
-    """Send the experiment and this package's source to the director.
+    """Send the experiment and the source of `kws` to the director.
 
-    With it goes the digest of what does not travel: a site whose files differ refuses, with both digests.
+    Every site compares the frozen part of its model with the one here.
 
     Raises:
         SubmissionRefused: the model cannot be built here, or the director says why.
     """
-    provider = ClassifierProvider(config, form)
     try:
-        provider.frozen = frozen_digest(provider.provide_model())
+        frozen = frozen_digest(build_model(config.model, config.training.seed, form))
     except ModelError as error:
         raise SubmissionRefused(str(error)) from error
     return federation.submit(
         name,
         package=Path(kws.__file__).resolve().parent,
-        model=provider,
-        tasks=TASKS,
-        data=ShardData(config),
+        entry_point="kws.tasks:experiment",
+        settings=settings_of(config, form, frozen),
         rounds=config.training.rounds,
         best_metric=config.best_metric,
         best_direction=METRICS[config.best_metric].direction,

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,10 +43,6 @@ def first_vector(length: int) -> np.ndarray:
 class VectorModel(ModelInterface):
     def __init__(self, length: int = 4) -> None:
         super().__init__({"vector": first_vector(length)}, {}, "toy.experiment.VectorAdapter")
-        self.length = length
-
-    def __reduce__(self):
-        return VectorModel, (self.length,)  # ships its recipe
 
     def provide_optimizer(self):
         return {"momentum": np.zeros(1, np.float32)}
@@ -89,8 +87,16 @@ class Numbers(DataInterface):
             self.once("die", lambda: os.kill(os.getpid(), signal.SIGKILL))
         if self.faults.get("nap_on") == self._descriptor.value:
             self.once("nap", lambda: time.sleep(60))
+        if self.faults.get("start_on") == self._descriptor.value:
+            self.start_another()
         if self.faults.get("sleep_on") == self._descriptor.value:
             time.sleep(self.faults["seconds"])
+
+    def start_another(self) -> None:
+        """Start a process in a session of its own, and note its number."""
+        code = "import time; time.sleep(300)"
+        started = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        Path(tempfile.gettempdir(), f"started-{self._descriptor.value}").write_text(str(started.pid))
 
     def once(self, what: str, do: Callable[[], object]) -> None:
         """Do it the first time that it comes to this, in whatever process; a file tells that it was done."""
@@ -112,6 +118,10 @@ def train(model, data, device, optimizer, done):
     step = np.float32(STEP * data.shard_descriptor.value)
     optimizer["momentum"] = np.float32(data.faults.get("momentum", 0)) * optimizer["momentum"] + step
     model["vector"] = model["vector"] + optimizer["momentum"]
+    returned = {"word_on": {"loss": "low"}, "nothing_on": None}
+    for fault, what in returned.items():
+        if data.faults.get(fault) == data.shard_descriptor.value:
+            return what
     return {"loss": 5.0 + done}
 
 
@@ -122,3 +132,8 @@ def validate(model, data, device):
     # The loss grows and is above any score; the score is best after two rounds.
     height = float(model["vector"][0])
     return {"loss": 100.0 + height, "accuracy": 1.0 - abs(height - 3.0) / 10}
+
+
+def experiment(settings):
+    """What a site and a notebook call; settings: the vector's length, and what goes wrong."""
+    return VectorModel(settings.get("length", 4)), TASKS, Numbers(**settings.get("faults", {}))

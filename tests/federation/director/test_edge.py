@@ -1,7 +1,11 @@
-import pytest
-from openfl.protocols import base_pb2, director_pb2
+import subprocess
+import sys
 
-from federation.director.edge import bounded, shard_problem
+import pytest
+from openfl.protocols import director_pb2
+
+from federation.director.edge import shard_problem
+from federation.settings import RESERVED_NAMES
 from federation.wire.names import experiment_name_problem, site_name_problem
 
 
@@ -35,10 +39,25 @@ def test_what_an_envoy_may_tell_of_its_shard() -> None:
     assert "16 dimensions" in str(shard_problem(info))
 
 
-def test_a_stream_has_a_limit() -> None:
-    chunks = [base_pb2.DataStream(npbytes=bytes(10)) for _ in range(3)]
-    assert len(list(bounded(chunks, 30))) == 3
-    taken = bounded(chunks, 29)
-    assert [next(taken), next(taken)] == chunks[:2]
-    with pytest.raises(ValueError, match="more than 29 bytes"):
-        next(taken)
+@pytest.mark.parametrize("name", RESERVED_NAMES)
+def test_nobody_speaks_in_the_directors_name(name: str) -> None:
+    info = director_pb2.ShardInfo(node_info=director_pb2.NodeInfo(name=name))
+    assert "reserved" in str(shard_problem(info))
+
+
+def soft_limit(wanted: int, hard: int) -> str:
+    """What a process with these limits says, and has then."""
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({wanted}, {hard}))\n"
+        "from federation.director.limits import raise_file_limit\n"
+        "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_as_many_files_as_the_system_allows() -> None:
+    assert soft_limit(256, 10_000).startswith("1000 10000")
+    few = soft_limit(256, 1024)
+    assert few.startswith("231 1024")
+    assert "enough for some 231 sites of the 1000 that may register; raise the limit" in few

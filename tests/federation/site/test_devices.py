@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from federation.site.devices import load_monitor, present
+from federation.site.devices import load_monitor, present, slots
 
 
 class TwoDevices:
@@ -21,3 +21,15 @@ def test_only_devices_that_exist_are_used(caplog: pytest.LogCaptureFixture) -> N
     assert present([0, 1], TwoDevices()) == (0, 1)
     assert present([1, 5], TwoDevices()) == (1,)
     assert "CUDA device 5 is named in the settings but not found" in caplog.text
+
+
+def test_slots_take_the_devices_in_turn_or_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    assert slots(1, ()) == (None,)
+    assert slots(2, ()) == (None, None)
+    assert slots(1, (4, 5)) == (4,)
+    assert slots(3, (4, 5)) == (4, 5, 4)
+    assert slots({"cuda:5": 2, "cuda:4": 1}, (4, 5)) == (5, 5, 4)
+    assert slots({"cuda:4": 1, "cpu": 2}, (4, 5)) == (4, None, None)
+    assert not caplog.text
+    assert slots({"cuda:7": 2}, (4, 5)) == (None,)
+    assert "params.slots names cuda:7, which this site does not have" in caplog.text

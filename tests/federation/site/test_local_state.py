@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ def save(state: LocalState, *rounds: int) -> None:
         state.save(number, lambda path, number=number: path.write_text(f"after {number}"))
 
 
-def test_the_state_of_the_last_two_rounds_is_kept(tmp_path: Path) -> None:
+def test_the_state_of_the_last_three_rounds_is_kept(tmp_path: Path) -> None:
     state = LocalState(tmp_path)
     assert state.before(5) is None
-    save(state, 8, 9, 10)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["10.state", "9.state"]
-    assert state.before(9) is None
-    assert [state.before(number).read_text() for number in (10, 11, 30)] == ["after 9", "after 10", "after 10"]
+    save(state, 7, 8, 9, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10.state", "8.state", "9.state"]
+    assert state.before(8) is None
+    assert [state.before(number).read_text() for number in (9, 11, 30)] == ["after 8", "after 10", "after 10"]
 
 
 def test_a_round_that_is_trained_again_forgets_what_came_after(tmp_path: Path) -> None:
@@ -40,11 +41,15 @@ def test_a_state_is_whole_or_not_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["1.state"]
 
 
-def test_a_site_keeps_the_state_of_one_experiment(tmp_path: Path) -> None:
-    first, other_site = state_folder(tmp_path, "a", b"one"), state_folder(tmp_path, "b", b"one")
+def test_a_site_keeps_the_state_of_as_many_experiments_as_it_has_slots(tmp_path: Path) -> None:
+    first, other_site = state_folder(tmp_path, "a", "one"), state_folder(tmp_path, "b", "one")
     save(LocalState(first), 0)
-    assert state_folder(tmp_path, "a", b"one") == first
+    assert state_folder(tmp_path, "a", "one") == first
     assert LocalState(first).before(1) is not None
-    second = state_folder(tmp_path, "a", b"two")
-    assert list((tmp_path / "a").iterdir()) == [second]
+    os.utime(first, (0, 0))
+    second = state_folder(tmp_path, "a", "two", slots=2)
+    assert {*(tmp_path / "a").iterdir()} == {first, second}
+    third = state_folder(tmp_path, "a", "three", slots=2)
+    assert {*(tmp_path / "a").iterdir()} == {second, third}  # the first was touched longest ago
+    assert [*state_folder(tmp_path, "a", "three").parent.iterdir()] == [third]
     assert other_site.is_dir()

@@ -1,43 +1,25 @@
-"""What a trainer process refuses before it talks to anybody."""
+"""What a trainer process refuses before it talks to anybody, and what it leaves of it."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import cloudpickle
-import yaml
-from toy.experiment import TASKS, Numbers, VectorModel
+import pytest
+from processes import TOYS
+from submissions import described
 
 from federation.site.trainer import FAILURE_FILE, TrainerTask
+from federation.wire import archives
 
-TOYS = Path(__file__).resolve().parents[2] / "end_to_end"
+CERTIFICATES = dict.fromkeys(("root_certificate", "private_key", "certificate"))
 
 
-def test_a_collaborator_that_keeps_no_log_is_refused(tmp_path: Path) -> None:
-    objects = {"model_obj.pkl": VectorModel(), "tasks_obj.pkl": TASKS, "loader_obj.pkl": Numbers()}
-    for name, each in objects.items():
-        (tmp_path / name).write_bytes(cloudpickle.dumps(each))
-    files = zip(("model", "tasks", "dataloader"), objects, strict=True)
-    plan = {
-        "aggregator": {"settings": {"rounds_to_train": 1}},
-        "api_layer": {
-            "required_plugin_components": {
-                "serializer_plugin": "openfl.plugins.interface_serializer.cloudpickle_serializer.CloudpickleSerializer"
-            },
-            "settings": {f"{kind}_interface_file": name for kind, name in files},
-        },
-        "collaborator": {"template": "openfl.component.Collaborator", "settings": {"db_store_rounds": 1}},
-        "network": {"settings": {"agg_addr": "localhost", "agg_port": 0}},
-        "task_runner": {
-            "template": "openfl.federated.task.task_runner.CoreTaskRunner",
-            "required_plugin_components": {"framework_adapters": "toy.experiment.VectorAdapter"},
-        },
-    }
-    (tmp_path / "plan").mkdir()
-    (tmp_path / "plan" / "plan.yaml").write_text(yaml.safe_dump(plan))
-    certificates = dict.fromkeys(("root_certificate", "private_key", "certificate"))
-    task = TrainerTask(str(tmp_path), "x", "site", "localhost", 1, "toy_shard.ToyShard", {"value": 1}, [], certificates)
+def failure(folder: Path, files: dict[str, bytes], **changes: object) -> str:
+    """What a trainer says that cannot work on these files."""
+    archives.write(files, folder)
+    given = {"descriptor": "toy_shard.ToyShard", "descriptor_params": {"value": 1.0}, **changes}
+    task = TrainerTask(str(folder), "x", "site", "localhost", 1, certificates=CERTIFICATES, **given)  # type: ignore[arg-type]
     paths = os.pathsep.join((str(TOYS), os.environ.get("PYTHONPATH", "")))
     command = [sys.executable, "-m", "federation.site.trainer"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}) as trainer:
@@ -45,6 +27,27 @@ def test_a_collaborator_that_keeps_no_log_is_refused(tmp_path: Path) -> None:
         trainer.stdin.write(task.to_json() + "\n")
         trainer.stdin.flush()  # and stays open, as an envoy's does
         assert trainer.wait(60) == 1
-    told = (tmp_path / FAILURE_FILE).read_text()
-    assert "collaborator.template is <class 'openfl.component.collaborator.collaborator.Collaborator'>" in told
-    assert "allowed: federation.site.collaborator.Collaborator" in told
+    return (folder / FAILURE_FILE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (b"", "FederationError: entry_point toy:experiment: toy has no function experiment\n  at federation/experim"),
+        (b"import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'\n  at toy/__init__.py:1, in"),
+        (b"def experiment(settings):\n    open('/home/ann.wav')", "No such file or directory: <hidden>\n  at toy/__"),
+        (b"def experiment(settings):\n    return 1", "returned int; it has to return a ModelInterface, a TaskInt"),
+    ],
+)  # fmt: skip
+def test_a_package_that_cannot_be_used(tmp_path: Path, source: bytes, told: str) -> None:
+    assert told in failure(tmp_path, {archives.DESCRIPTION: described(), "toy/__init__.py": source})
+
+
+def test_a_package_that_the_sites_own_code_has_imported(tmp_path: Path) -> None:
+    files = {archives.DESCRIPTION: described(entry_point="toy_shard:experiment"), "toy_shard/__init__.py": b""}
+    assert "the site's shard descriptor imports toy_shard, which the experiment ships" in failure(tmp_path, files)
+
+
+def test_the_owner_may_allow_the_whole_error(tmp_path: Path) -> None:
+    files = {archives.DESCRIPTION: described(), "toy/__init__.py": b"import no_such_module"}
+    assert failure(tmp_path, files, failures="full").startswith("Traceback (most recent call last):\n")

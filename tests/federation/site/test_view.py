@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from submissions import described
 
 from federation.site import installed
 from federation.site.review import Received, ReviewFolder, Submission
@@ -15,7 +16,7 @@ from federation.wire import archives
 HOUSE = Path(__file__).resolve().parents[3]
 KWS = HOUSE / "workspace" / "kws"
 SHIPPED = archives.sources(KWS)
-OTHERS = {archives.PLAN: b"rounds_to_train: 2\n", "model_obj.pkl": b"N."}
+OTHERS = {archives.DESCRIPTION: described(entry_point="kws.tasks:experiment")}
 CHANGED = "kws/training.py"
 NEW = {"kws/extra.py": b"STEP = 1\n", "other/__init__.py": b"", "other/a.py": b"import os\n", "loose.py": b"x = 1\n"}
 
@@ -33,7 +34,7 @@ def shown(files: dict[str, bytes], code: bool = False) -> dict[str, list[str]]:
 
 def test_what_is_as_installed_is_named_and_not_printed() -> None:
     told = shown(SHIPPED)
-    assert list(told) == [archives.PLAN, "model_obj.pkl", "as installed here"]
+    assert list(told) == [archives.DESCRIPTION, "as installed here"]
     named, note = told["as installed here"][: len(SHIPPED)], " ".join(told["as installed here"][len(SHIPPED) :])
     assert [line.partition(":")[0] for line in named] == sorted(SHIPPED)
     lines = len(SHIPPED["kws/config.py"].splitlines())
@@ -45,7 +46,7 @@ def test_what_is_as_installed_is_named_and_not_printed() -> None:
 
 def test_with_code_every_file_is_whole() -> None:
     told = shown(SHIPPED, code=True)
-    assert list(told) == [archives.PLAN, "model_obj.pkl", *sorted(SHIPPED)]
+    assert list(told) == [archives.DESCRIPTION, *sorted(SHIPPED)]
     for name, content in SHIPPED.items():
         assert "\n".join(told[name]) == content.decode().removesuffix("\n")
 
@@ -88,17 +89,17 @@ def test_a_file_is_never_both_hidden_and_different() -> None:
 
 def test_after_an_approval_the_difference_is_to_what_was_approved() -> None:
     old, new = Submission(OTHERS | SHIPPED), Submission(OTHERS | SHIPPED | {CHANGED: changed()})
-    about = Received(old.digest, "first", 0.0, None)
+    about = Received(old.digest, "first", 0.0, None, shown=True, waits=False, experimenter="")
     told = list(parts(new, (about, old)))
-    assert [part.title for part in told[:2]] == [archives.PLAN, "model_obj.pkl"]
-    assert told[2:] == [Part(f"difference to {old.digest[:12]}, approved last (first)", told[2].lines)]
-    assert "+import subprocess" in told[2].lines
-    assert list(parts(old, (about, old)))[2].lines == ["none"]
+    assert told[0].title == archives.DESCRIPTION
+    assert told[1:] == [Part(f"difference to {old.digest[:12]}, approved last (first)", told[1].lines)]
+    assert "+import subprocess" in told[1].lines
+    assert list(parts(old, (about, old)))[1].lines == ["none"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "sys", "__main__", "loose", "json.decoder"])
 def test_packages_that_are_not_here_are_none(name: str) -> None:
-    assert list(installed.packages([f"{name}/__init__.py", f"{name}.py", "plan/plan.yaml"])) == []
+    assert list(installed.packages([f"{name}/__init__.py", f"{name}.py", "experiment.json"])) == []
 
 
 def test_a_package_is_found_without_being_imported(tmp_path: Path) -> None:
@@ -108,7 +109,8 @@ def test_a_package_is_found_without_being_imported(tmp_path: Path) -> None:
     (package / "__init__.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path)!r}, 'ran').touch()\n")
     config = tmp_path / "envoy.yaml"
     config.write_text(yaml.safe_dump({"name": "site", "shard_descriptor": {"template": "a.B"}}))
-    submission = Submission(OTHERS | archives.sources(package))
+    trap = {archives.DESCRIPTION: described(entry_point="trap:experiment"), **archives.sources(package)}
+    submission = Submission(trap)
     ReviewFolder(tmp_path / "review").receive(submission, "first")
     command = [sys.executable, "-m", "federation.review", "show", submission.digest, "--config", config]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

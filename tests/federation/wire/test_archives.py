@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from submissions import SMALL, described, zipped
 
 from federation.errors import ArchiveRefused
 from federation.wire import archives
 
-SMALL = {archives.PLAN: b"network: {}\n", "tasks_obj.pkl": b"N.", "toy/__init__.py": b"", "toy/model.py": b"x = 1\n"}
-PARTS = st.sampled_from(["..", ".", "/", "\\", "C:", "~", "plan", "toy", "model.py", "__init__.py", "x.pkl", "\0", " "])
+PARTS = st.sampled_from(["..", ".", "/", "\\", "C:", "~", "json", "toy", "model.py", "__init__.py", "x.pkl", "\0", " "])
 NAMES = st.one_of(
     st.lists(PARTS, min_size=1, max_size=6).map("".join),
     st.lists(PARTS, min_size=1, max_size=6).map("/".join),
@@ -23,19 +23,11 @@ NAMES = st.one_of(
 )
 
 
-def zipped(files: dict[str, bytes], **extra: bytes) -> bytes:
-    """An archive as anybody could make one."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in (files | extra).items():
-            archive.writestr(name, content)
-    return made.getvalue()
-
-
 def with_entry(entry: zipfile.ZipInfo, content: bytes = b"") -> bytes:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
-        archive.writestr(archives.PLAN, b"")
+        archive.writestr(archives.DESCRIPTION, described())
+        archive.writestr("toy/__init__.py", b"")
         archive.writestr(entry, content)
     return made.getvalue()
 
@@ -50,8 +42,8 @@ def test_what_is_packed_is_read_and_written_again(tmp_path: Path) -> None:
     assert written == SMALL
 
 
-def test_the_engines_archives_name_their_folders_too(tmp_path: Path) -> None:
-    assert archives.read(zipped(SMALL | {"plan/": b"", "toy/": b""})) == SMALL
+def test_an_archive_may_name_its_folders_too() -> None:
+    assert archives.read(zipped(SMALL | {"toy/": b"", "toy/layers/": b""})) == SMALL
 
 
 @settings(max_examples=300, deadline=None)
@@ -65,7 +57,7 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
         assert "\\" not in name
         assert ":" not in name
         assert name.isprintable()
-        assert name == archives.PLAN or name in archives.PICKLES or name.endswith(".py")
+        assert name == archives.DESCRIPTION or name.endswith(".py")
     try:
         files = archives.read(with_entry(zipfile.ZipInfo(name or "x"))) if "\0" not in name else {}
     except ArchiveRefused:
@@ -93,7 +85,13 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
         ("toy/__pycache__/model.cpython-311.pyc", "source files"),
         ("other_obj.pkl", "source files"),
         ("toy/model_obj.pkl", "source files"),
-        ("plan/data.yaml", "source files"),
+        ("model_obj.pkl", "source files"),
+        ("plan/plan.yaml", "source files"),
+        ("toy/experiment.json", "source files"),
+        ("model.py", "package is toy"),
+        ("tox/model.py", "package is toy"),
+        ("torch/__init__.py", "package is toy"),
+        ("toy2/model.py", "package is toy"),
         (".ipynb_checkpoints/model.py", "letters, digits"),
         ("toy/mod\u0435l.py", "letters, digits"),  # a Cyrillic letter
         ("toy/new\nline.py", "letters, digits"),
@@ -122,6 +120,10 @@ def test_links_and_devices(mode: int, words: str) -> None:
         (b"# -*- coding: utf-7 -*-\n+AGkAbQBwAG8AcgB0-", "encoding is utf-7"),
         (b"# coding: rot13\n", "not text in UTF-8|encoding is rot13"),
         (b"x = 1\0", "zero bytes"),
+        # Python takes a lone carriage return for the end of a line before it looks for an encoding in the first two.
+        (b"\r# coding: utf-7\r+AGkAbQBwAG8AcgB0-", "encoding is utf-7"),
+        (b"#\r# coding: latin-1\rx = '\xc3\xa9'", "encoding is iso-8859-1"),
+        (b"\x0c\r\n\x0c# vim: set fileencoding=utf-16 :", "utf-16|not text"),
     ],
 )
 def test_source_that_is_not_what_its_reader_sees(content: bytes, words: str) -> None:
@@ -137,6 +139,29 @@ def test_one_name_twice() -> None:
             archive.writestr(second, b"x = 2\n")
         with pytest.raises(ArchiveRefused, match="twice"):
             archives.read(made.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        (b"", "experiment.json:\nthe experiment's description is not JSON"),
+        (b"{}", "experiment.json:\nbest is missing\nentry_point is missing"),
+        (described().replace(b'"version": 1', b'"version": 2'), "this federation reads version 1"),
+        (described(entry_point="toy.other:experiment"), "it holds no toy/other.py, which experiment.json names"),
+        (described(entry_point="other:experiment"), "'toy/__init__.py': the experiment's package is other"),
+        (described(entry_point="json:experiment"), "its package is named json, as a module of Python's own"),
+    ],
+)
+def test_a_description_that_cannot_be_used(description: bytes, words: str) -> None:
+    with pytest.raises(ArchiveRefused) as error:
+        archives.read(zipped(SMALL | {archives.DESCRIPTION: description}))
+    assert words in str(error.value)
+
+
+def test_the_description_is_read() -> None:
+    assert archives.describe(archives.read(zipped(SMALL))).rounds == 3
+    deep = {archives.DESCRIPTION: described(entry_point="toy.layers:make"), "toy/layers/__init__.py": b""}
+    assert archives.describe(archives.read(zipped(SMALL | deep))).package == "toy"
 
 
 def test_bombs_are_met_by_what_comes_out() -> None:
@@ -160,11 +185,11 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ArchiveRefused, match=r"toy/data\.py: it unpacks to more than 100 times"):
         archives.read(flat)
     many = {f"toy/m{number}.py": b"" for number in range(archives.MAX_FILES)}
-    with pytest.raises(ArchiveRefused, match="1004 files; allowed: 1000"):
+    with pytest.raises(ArchiveRefused, match="1003 files; allowed: 1000"):
         archives.read(zipped(SMALL | many))
     with pytest.raises(ArchiveRefused, match="more than 1000 files"):
         archives.read(zipped(SMALL | many | {f"toy/n{number}.py": b"" for number in range(archives.MAX_FILES)}))
-    with pytest.raises(ArchiveRefused, match=r"it holds no plan/plan\.yaml"):
+    with pytest.raises(ArchiveRefused, match=r"it holds no experiment\.json"):
         archives.read(zipped({"toy/model.py": b""}))
     monkeypatch.setattr(archives, "MAX_TOTAL_BYTES", 10)
     with pytest.raises(ArchiveRefused, match="ship the recipe of a model"):

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from federation.wire.models import CHUNK, ModelFile, Packed, Piece, save
+from federation.wire.models import CHUNK, MAPPED, ModelFile, Packed, Piece, save, write
+from rules.contract import BLOCK, Computed
 
 SHAPES = st.dictionaries(
     st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
@@ -62,6 +63,31 @@ def test_chunks_are_large_and_bounded(tmp_path: Path) -> None:
     assert len(sizes) == -(-packed.size // CHUNK)
     file = save(tmp_path / "m", arrays)
     assert max(len(chunk) for chunk in file.chunks()) == CHUNK
+
+
+def test_tensors_are_written_as_they_are_made(tmp_path: Path) -> None:
+    shapes = {"large": (BLOCK + 3, 2), "none": (0, 4), "scalar": ()}
+    asked: list[tuple[str, slice]] = []
+
+    def block(name: str, place: slice) -> np.ndarray:
+        asked.append((name, place))
+        return np.arange(place.start, place.stop, dtype=np.float64) / 2
+
+    file = write(tmp_path / "m", Computed(shapes, block), {"a": "b"})
+    assert (file.shapes, file.metadata) == (shapes, {"a": "b"})
+    np.testing.assert_array_equal(file["large"].reshape(-1), np.arange(2 * BLOCK + 6, dtype=np.float32) / 2)
+    assert max(place.stop - place.start for _, place in asked) == BLOCK
+    assert load_file(tmp_path / "m").keys() == shapes.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("size", [10, MAPPED // 4 + 1])
+def test_what_is_read_may_be_changed_and_changes_no_file(size: int, tmp_path: Path) -> None:
+    file = save(tmp_path / "m", {"a": np.zeros(size, np.float32)})
+    file["a"][0] = 1
+    assert file["a"][0] == 0
+    assert file.read("a", slice(0, 1))[0] == 0
+    assert sum(block.size for block in file.blocks()) == size
 
 
 def test_a_file_that_is_deleted_is_sent_to_its_end(tmp_path: Path) -> None:

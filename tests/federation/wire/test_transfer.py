@@ -1,85 +1,118 @@
 """Models over real gRPC, in one process; the server is stopped in the middle of a transfer and comes back."""
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rounds import SIZES, build, send
+from rounds import SIZES, Conducted
 
-from federation.director.aggregator import RoundAggregator
-from federation.director.state import Progress
+from federation.director.models import ModelServer
+from federation.director.results import Results
 from federation.errors import FederationError
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
 from federation.settings import Certificates
 from federation.wire import transfer
 from federation.wire.channels import SERVER_OPTIONS, connect
-from federation.wire.models import CHUNK, ModelFile, round_path, save
-from federation.wire.transfer import Address, ModelServer, RoundOver, SiteTransfers, fetch_trained, keep_trying
+from federation.wire.models import CHUNK, ModelFile, round_path
+from federation.wire.transfer import Address, RoundOver, SiteTransfers, fetch_trained, keep_trying
 from federation.wire.updates import Encoder
 
 LARGE = {"a": np.arange(4 * CHUNK, dtype=np.float32), "b": np.ones(3, np.float32)}
 
 
-class Slow(RoundAggregator):
-    """An aggregator behind a slow line; counts the bytes that travel."""
+class Slow(ModelServer):
+    """The models' streams over a slow line; counts the bytes that travel."""
 
     pause = 0.0
     travelled = 0
 
-    def _slowly(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            time.sleep(self.pause)
+    async def _slowly(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            await asyncio.sleep(self.pause)
             self.travelled += len(chunk)
             yield chunk
 
-    def model_for(self, *arguments: int) -> Iterator[bytes]:
-        return self._slowly(super().model_for(*arguments))
+    async def round(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        async for chunk in self._slowly(super().round(request, context)):
+            yield chunk
 
-    def receive(self, address: Address, chunks: Iterator[bytes]) -> None:
-        super().receive(address, self._slowly(chunks))
+    async def update(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
+        return await super().update(self._slowly(messages), context)
 
 
 class Director:
-    """A gRPC server with the models of one aggregator."""
+    """A gRPC server with the models of one experiment, in a thread."""
 
     def __init__(self, folder: Path) -> None:
-        self.aggregator = build(Slow, folder, rounds=2)
-        save(round_path(folder, 0), LARGE)
-        self.aggregator.open(folder, Progress())
+        self.conducted = Conducted(folder, rounds=2, model=LARGE)
+        self.conductor = self.conducted.conductor
+        self.folder = self.conducted.state.folder
         self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        self.server = grpc.server(ThreadPoolExecutor(8), options=SERVER_OPTIONS)
-        trained = {"best": self.aggregator.model_file}
-        ModelServer(
-            lambda federation: self.aggregator if federation == "federation" else None,
+        trained = {"best": self.conducted.model("last")}
+        self.loop = self.conducted.runner.get_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.models = Slow(
+            lambda experiment: self.conductor if experiment == self.conductor.id else None,
             lambda experiment, kind, context: trained.get(kind),
             lambda context: None,
-            lambda site: None,
-        ).add_to(self.server)
+            self._in_thread,
+            asyncio.Semaphore(4),
+        )
+        self.do(self._start())
+
+    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
+        return await self.loop.run_in_executor(None, work, *arguments)
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+    async def _start(self) -> None:
+        self.server = grpc.aio.server(options=SERVER_OPTIONS)
+        self.models.add_to(self.server)
         self.port = self.server.add_insecure_port(f"localhost:{self.port}")
-        self.server.start()
+        await self.server.start()
+
+    def take(self, site: str) -> None:
+        """All of a site's results, its update has come."""
+
+        async def take() -> None:
+            for task in (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL):
+                self.conductor.take(Results(site, self.conductor.round, task, 1, {"accuracy": 0.5}))
+            await asyncio.sleep(0)
+            await self.conductor.settled()
+
+        self.do(take())
+
+    def stop(self) -> None:
+        self.do(self.server.stop(0))
 
     def restart_after(self, bytes_travelled: int) -> threading.Thread:
         def restart() -> None:
-            while self.aggregator.travelled < bytes_travelled:
+            while self.models.travelled < bytes_travelled:
                 time.sleep(0.01)
-            self.server.stop(0).wait()
+            self.stop()
             time.sleep(0.3)
-            self.aggregator.pause = 0.0
-            self.start()
+            self.models.pause = 0.0
+            self.do(self._start())
 
         thread = threading.Thread(target=restart)
         thread.start()
         return thread
+
+    def close(self) -> None:
+        self.stop()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
 
 
 @pytest.fixture
@@ -87,34 +120,38 @@ def director(tmp_path: Path) -> Iterator[Director]:
     (tmp_path / "director").mkdir()
     director = Director(tmp_path / "director")
     yield director
-    director.server.stop(0).wait()
+    director.close()
+
+
+def site_of(director: Director, name: str, folder: Path, experiment: str | None = None) -> SiteTransfers:
+    channel = connect(f"localhost:{director.port}", Certificates())
+    return SiteTransfers(channel, experiment or director.conductor.id, name, folder)
 
 
 @pytest.fixture
 def site(director: Director, tmp_path: Path) -> SiteTransfers:
-    channel = connect(f"localhost:{director.port}", Certificates())
-    return SiteTransfers(channel, "federation", "small", tmp_path)
+    return site_of(director, "small", tmp_path)
 
 
 def test_a_download_goes_on_where_it_was_cut(director: Director, site: SiteTransfers) -> None:
-    director.aggregator.pause = 0.05
+    director.models.pause = 0.05
     restarted = director.restart_after(5 * CHUNK)
     model = site.model(0)
     restarted.join()
     np.testing.assert_array_equal(model["a"], LARGE["a"])
-    assert director.aggregator.travelled < round_path(director.aggregator._folder, 0).stat().st_size + 6 * CHUNK
+    assert director.models.travelled < round_path(director.folder, 0).stat().st_size + 6 * CHUNK
     assert site.model(0) is model
 
 
 def test_an_upload_goes_on_where_it_was_cut(director: Director, site: SiteTransfers) -> None:
     trained = {name: array + 1 for name, array in LARGE.items()}
     packed = Encoder().encode(trained, site.model(0))
-    director.aggregator.pause, director.aggregator.travelled = 0.05, 0
+    director.models.pause, director.models.travelled = 0.05, 0
     restarted = director.restart_after(5 * CHUNK)
     site.send(0, packed)
     restarted.join()
-    assert director.aggregator.travelled < packed.size + 6 * CHUNK
-    (path,) = (director.aggregator._folder / "updates").iterdir()
+    assert director.models.travelled < packed.size + 6 * CHUNK
+    (path,) = (director.folder / "updates").rglob("*.safetensors")
     np.testing.assert_array_equal(ModelFile(path)["a"], trained["a"])
 
 
@@ -123,18 +160,11 @@ def test_a_tensor_that_stays_is_kept_at_the_site(director: Director, site: SiteT
     packed = Encoder().encode({**LARGE, "b": LARGE["b"] + 1}, model)
     assert packed.size < 1000
     for name in SIZES:
-        SiteTransfers(connect(f"localhost:{director.port}", Certificates()), "federation", name, tmp_path).send(
-            0, packed
-        )
-        for task, tag in (
-            (VALIDATE_AGGREGATED, "validate_agg"),
-            (TRAIN, "trained"),
-            (VALIDATE_LOCAL, "validate_local"),
-        ):
-            send(director.aggregator, name, task, 0, {"accuracy": 0.5}, tag)
-    director.aggregator.travelled = 0
+        site_of(director, name, tmp_path).send(0, packed)
+        director.take(name)
+    director.models.travelled = 0
     second = site.model(1)
-    assert director.aggregator.travelled < 1000
+    assert director.models.travelled < 1000
     np.testing.assert_array_equal(second["a"], LARGE["a"])
     np.testing.assert_array_equal(second["b"], LARGE["b"] + 1)
     with pytest.raises(RoundOver, match="round 1 is over"):
@@ -142,13 +172,30 @@ def test_a_tensor_that_stays_is_kept_at_the_site(director: Director, site: SiteT
 
 
 def test_what_is_refused_is_not_tried_again(director: Director, site: SiteTransfers, tmp_path: Path) -> None:
-    channel = connect(f"localhost:{director.port}", Certificates())
     with pytest.raises(FederationError, match="this director runs no such experiment"):
-        SiteTransfers(channel, "another", "small", tmp_path).model(0)
+        site_of(director, "small", tmp_path, "another").model(0)
     with pytest.raises(FederationError, match="site 'stranger' has no part in this experiment"):
-        SiteTransfers(channel, "federation", "stranger", tmp_path).model(0)
+        site_of(director, "stranger", tmp_path).model(0)
     with pytest.raises(FederationError, match="tensor b holds values that are not finite"):
         site.send(0, Encoder().encode({**LARGE, "b": LARGE["b"] * np.nan}, site.model(0)))
+
+
+def test_silent_uploads_hold_up_nobody(director: Director, site: SiteTransfers, tmp_path: Path) -> None:
+    channel = connect(f"localhost:{director.port}", Certificates())
+    over = threading.Event()
+
+    def nothing_more(number: int) -> Iterator[bytes]:
+        yield Address(director.conductor.id, "large", upload=f"u{number}", size=100).to_bytes()
+        over.wait(20)
+
+    calls = [channel.stream_unary(f"/{transfer.SERVICE}/Update").future(nothing_more(n)) for n in range(70)]
+    started = time.monotonic()
+    site.send(0, Encoder().encode({name: array + 1 for name, array in LARGE.items()}, site.model(0)))
+    director.take("small")
+    assert time.monotonic() - started < 10
+    codes = Counter(call.exception(10).code().name for call in calls)
+    over.set()
+    assert codes == {"ABORTED": 69, "UNAVAILABLE": 1}  # replaced by a later one; silent for too long
 
 
 def test_the_best_model_and_none(director: Director, tmp_path: Path) -> None:
@@ -160,7 +207,7 @@ def test_the_best_model_and_none(director: Director, tmp_path: Path) -> None:
 
 
 def test_a_director_that_stays_away_is_given_up(director: Director) -> None:
-    director.server.stop(0).wait()
+    director.stop()
     channel = connect(f"localhost:{director.port}", Certificates())
     call = channel.unary_unary(f"/{transfer.SERVICE}/Received")
     started = time.monotonic()

@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.wire.models import BLOCK, ModelFile, Packed, save
-from federation.wire.updates import FORMATS, Encoder, Update, average
+from federation.wire.models import ModelFile, Packed, save
+from federation.wire.updates import FORMATS, Encoder, Update
 
 
 def write(path: Path, packed: Packed) -> Path:
@@ -24,40 +24,6 @@ def whole(update: Update, name: str, model: ModelFile) -> np.ndarray:
     return update.read(name, slice(0, model[name].size)).reshape(model[name].shape)
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=5), st.integers(0, 2**31))
-def test_the_average_is_numpys(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int) -> None:
-    folder = tmp_path_factory.mktemp("updates")
-    model = save(folder / "model", random(seed))
-    trained = [random(seed + 1 + number) for number in range(len(sizes))]
-    updates = [Update(write(folder / f"{n}", Encoder().encode(each, model)), model) for n, each in enumerate(trained)]
-    weights = [size / sum(sizes) for size in sizes]
-    assert average(folder / "next", model, updates, weights) == frozenset()
-    for name in model:
-        wanted = np.average([each[name] for each in trained], axis=0, weights=weights)
-        np.testing.assert_allclose(ModelFile(folder / "next")[name], wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_an_average_of_several_blocks(tmp_path: Path) -> None:
-    model = save(tmp_path / "model", random(0, BLOCK + 3))
-    trained = [random(1, BLOCK + 3), random(2, BLOCK + 3)]
-    updates = [Update(write(tmp_path / f"{n}", Encoder().encode(each, model)), model) for n, each in enumerate(trained)]
-    average(tmp_path / "next", model, updates, [0.5, 0.5])
-    wanted = (trained[0]["a"] + trained[1]["a"]) / 2
-    np.testing.assert_allclose(ModelFile(tmp_path / "next")["a"], wanted, rtol=1e-6, atol=1e-7)
-
-
-def test_a_rule_sees_whole_tensors(tmp_path: Path) -> None:
-    model = save(tmp_path / "model", random(0))
-    trained = [random(1), random(2)]
-    updates = [Update(write(tmp_path / f"{n}", Encoder().encode(each, model)), model) for n, each in enumerate(trained)]
-    average(tmp_path / "next", model, updates, [0.5, 0.5], lambda name, arrays, weights: np.maximum(*arrays))
-    for name in model:
-        np.testing.assert_array_equal(
-            ModelFile(tmp_path / "next")[name], np.maximum(trained[0][name], trained[1][name])
-        )
-
-
 def test_what_has_not_changed_is_only_named(tmp_path: Path) -> None:
     start = random(0)
     model = save(tmp_path / "model", start)
@@ -65,9 +31,9 @@ def test_what_has_not_changed_is_only_named(tmp_path: Path) -> None:
     two = Update(write(tmp_path / "two", Encoder().encode(start, model)), model)
     assert (one.unchanged, two.unchanged) == ({"a"}, {"a", "b"})
     assert (tmp_path / "one").stat().st_size < 200
-    assert average(tmp_path / "next", model, [one, two], [0.5, 0.5]) == {"a"}
-    np.testing.assert_array_equal(ModelFile(tmp_path / "next")["a"], start["a"])
-    np.testing.assert_allclose(ModelFile(tmp_path / "next")["b"], start["b"] + 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(whole(one, "a", model), start["a"])
+    np.testing.assert_array_equal(whole(one, "b", model), start["b"] + 1)
+    assert one.shapes == model.shapes
 
 
 @pytest.mark.parametrize(("form", "share", "error"), [("float16", 2, 1e-3), ("bfloat16", 2, 1e-2), ("int8", 4, 1e-2)])
@@ -115,3 +81,27 @@ def test_scales_that_are_missing(tmp_path: Path) -> None:
     (tmp_path / "update").write_bytes(packed)
     with pytest.raises(ValueError, match="type I8 has no scale"):
         Update(tmp_path / "update", model)
+
+
+@pytest.mark.parametrize("size", [3, 2**21])
+def test_values_that_are_not_finite_are_found_wherever_they_are(size: int, tmp_path: Path) -> None:
+    """In a small file, which is mapped, and in one of several blocks."""
+    start = {"a": np.zeros((size, 2), np.float32), "b": np.zeros((), np.float32), "c": np.ones(size, np.float32)}
+    model = save(tmp_path / "model", start)
+    for name, value in (("a", np.nan), ("b", np.inf), ("c", -np.inf)):
+        trained = {each: array + np.float32(1) for each, array in start.items()}
+        trained[name] = trained[name].copy()
+        trained[name].reshape(-1)[-1:] = value
+        path = write(tmp_path / name, Encoder().encode(trained, model))
+        with pytest.raises(ValueError, match=f"tensor {name} holds values that are not finite"):
+            Update(path, model)
+
+
+@pytest.mark.parametrize(
+    "told", [{"unchanged": "3"}, {"unchanged": "[[]]"}, {"scales": "[1]"}, {"scales": '{"a": "x"}'}]
+)
+def test_metadata_that_are_none(told: dict[str, str], tmp_path: Path) -> None:
+    model = save(tmp_path / "model", random(0))
+    pieces = Encoder().encode(random(1), model).pieces
+    with pytest.raises(ValueError, match="metadata cannot be read"):
+        Update(write(tmp_path / "update", Packed(pieces, told)), model)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lab.aggregation import weighted_mean
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from small_families import CONFIGS, checkpoint
@@ -31,7 +32,6 @@ from kws.models.loading import head_settings, network_class
 from kws.models.registry import FAMILIES
 from kws.models.trained import merged_state, train_only
 from kws.training import build_optimizer, train_round
-from lab.aggregation import weighted_mean
 from lab.simulation import federated_averaging
 from shard_descriptors.corpus import SUPERB_KS, ClipFormat
 

@@ -12,10 +12,11 @@ from openfl.protocols import aggregator_pb2, director_pb2
 from federation import authority as certificates
 from federation.authority import Role
 from federation.director.access import RULES, Access, Caller, RevocationList, guards
+from federation.director.models import ModelServer
 from federation.director.router import AggregatorRouter
 from federation.errors import FederationError
 from federation.settings import Certificates, DirectorSettings
-from federation.wire.transfer import SERVICE, ModelServer
+from federation.wire.transfer import SERVICE
 
 DIRECTOR = "/openfl.director.Director/"
 UNKNOWN, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
@@ -41,7 +42,7 @@ def test_every_method_that_is_served_has_a_rule_and_no_other() -> None:
     served = {f"{DIRECTOR}{method.name}" for method in director_pb2.DESCRIPTOR.services_by_name["Director"].methods}
     aggregator = aggregator_pb2.DESCRIPTOR.services_by_name["Aggregator"].methods
     served |= {f"/openfl.aggregator.Aggregator/{m.name}" for m in aggregator if m.name in vars(AggregatorRouter)}
-    served |= {f"/{SERVICE}/{name}" for name in ModelServer(*[lambda *_: None] * 4).methods()}
+    served |= {f"/{SERVICE}/{name}" for name in ModelServer(*[lambda *_: None] * 5).methods()}
     assert RULES.keys() == served
 
 

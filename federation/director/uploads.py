@@ -1,0 +1,254 @@
+"""What the sites send in a round, from the first byte to a checked file that nobody changes any more.
+
+A site sends one update at a time: what it sends later takes the place of what it sent before, as a whole, and only
+until its training counts (`Uploads.freeze`). Parts lie beside checked updates under names of their own, so that a part
+of another update, or more bytes of the same one, cannot change what was checked.
+
+So many uploads go on at a time; the others wait until it is their turn, unread, which makes their senders wait. One
+that says nothing for a second lets another go first, and one that says nothing for a minute is ended; what has arrived
+of it stays until the round is over, so that it can go on.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from federation.wire.models import ModelFile
+from federation.wire.transfer import Address
+from federation.wire.updates import Update
+
+AT_A_TIME = 16
+"""Uploads of one director that go on at the same time."""
+IDLE_SECONDS = 60.0
+QUIET_SECONDS = 1.0
+HEADER_BYTES = 2**20
+"""How much larger than the model an update may be."""
+
+_END = b""
+
+Run = Callable[..., Awaitable[Any]]
+"""Calls a function in a thread, where it may wait for the disk."""
+
+
+class Replaced(Exception):
+    """The same site has begun to send something else."""
+
+
+class Silent(Exception):
+    """Nothing has come for too long."""
+
+
+@dataclass
+class _Part:
+    """An update that is arriving."""
+
+    upload: str
+    path: Path
+    arrived: int = 0
+
+
+class Uploads:
+    """The updates of one round of one experiment; for one event loop.
+
+    Args:
+        folder: where they are kept; of this round alone.
+        model: what the sites have received.
+        run: calls a function in a thread, where it may wait for the disk.
+        turns: how many uploads go on at a time, whosever they are.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelFile,
+        run: Run,
+        turns: asyncio.Semaphore,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
+        self._folder, self._model, self._run, self._turns, self._idle = folder, model, run, turns, idle_seconds
+        self._largest = model.path.stat().st_size + HEADER_BYTES
+        self._parts: dict[str, _Part] = {}
+        self._whole: dict[str, tuple[str, Update]] = {}
+        self._frozen: set[str] = set()
+        self._running: dict[str, asyncio.Future[None]] = {}
+        self._files: dict[str, asyncio.Lock] = {}
+
+    def received(self, address: Address) -> int:
+        """How many bytes of an update have arrived."""
+        if self._is_here(address):
+            return address.size
+        part = self._parts.get(address.site)
+        return part.arrived if part and part.upload == address.upload else 0
+
+    def update_of(self, site: str) -> Update | None:
+        """What a site has sent last, as a whole; it was checked."""
+        return self._whole[site][1] if site in self._whole else None
+
+    def freeze(self, site: str) -> None:
+        """Let nothing take the place of what a site has sent."""
+        self._frozen.add(site)
+        if running := self._running.get(site):
+            _wake(running)
+
+    async def receive(self, address: Address, messages: AsyncIterator[bytes], check: Callable[[], None]) -> None:
+        """Keep an update, which may come in several parts, and check it when it is whole.
+
+        check: called after everything that takes time; raises when the update is no longer wanted.
+
+        Raises:
+            ValueError: it is not an update of this model; says which tensor.
+            Replaced: the same site has begun to send another one meanwhile.
+            Silent: nothing has come for too long.
+            OSError: it cannot be kept.
+        """
+        if self._is_here(address):
+            return
+        if not 0 < address.size <= self._largest:
+            raise ValueError(f"the update has {address.size} bytes; this model's have at most {self._largest}")
+        if before := self._running.get(address.site):
+            _wake(before)
+        replaced = self._running[address.site] = asyncio.get_running_loop().create_future()
+        try:
+            async with self._files.setdefault(address.site, asyncio.Lock()):  # the one before has let go of the file
+                check()
+                if self._is_here(address):
+                    return
+                if replaced.done():
+                    raise Replaced(f"site {address.site} has begun to send something else")
+                async with aclosing(self._chunks(address.site, messages, replaced)) as chunks:
+                    await self._receive(address, chunks, check)
+        finally:
+            if self._running.get(address.site) is replaced:
+                del self._running[address.site]
+
+    def _is_here(self, address: Address) -> bool:
+        whole = self._whole.get(address.site)
+        return address.site in self._frozen or (whole is not None and whole[0] == address.upload)
+
+    async def _receive(self, address: Address, chunks: AsyncIterator[bytes], check: Callable[[], None]) -> None:
+        site, at = address.site, address.offset
+        part = self._parts.get(site)
+        if part is None or part.upload != address.upload:
+            if part:
+                await self._run(_remove, part.path)
+            name = f"{quote(site, safe='')}-{address.upload}"
+            part = self._parts[site] = _Part(address.upload, self._folder / f"{name}.part")
+        if at > part.arrived:
+            raise ValueError(f"offset {at} lies behind what has arrived")
+        async for chunk in chunks:
+            check()
+            if at + len(chunk) > address.size:
+                raise ValueError(f"the update has more than the {address.size} bytes that it was to have")
+            if at == 0 and len(chunk) == address.size:
+                part.arrived = at = len(chunk)
+                self._keep(site, part.upload, await self._run(self._written_and_checked, part, chunk), check)
+                return
+            await self._run(_write, part.path, at, chunk)
+            at += len(chunk)
+            part.arrived = max(part.arrived, at)
+        if at < address.size:
+            raise ValueError(f"the update ended after {at} of {address.size} bytes")
+        self._keep(site, part.upload, await self._run(self._checked, part), check)
+
+    def _keep(self, site: str, upload: str, update: Update, check: Callable[[], None]) -> None:
+        self._parts.pop(site, None)
+        check()
+        if site in self._frozen:
+            return
+        before = self._whole.get(site)
+        self._whole[site] = upload, update
+        if before:
+            _remove(before[1].path)
+
+    def _written_and_checked(self, part: _Part, content: bytes) -> Update:
+        _write(part.path, 0, content)
+        return self._checked(part)
+
+    def _checked(self, part: _Part) -> Update:
+        """The update, under the name under which nothing is written."""
+        whole = part.path.with_suffix(".safetensors")
+        os.replace(part.path, whole)
+        try:
+            return Update(whole, self._model)
+        except ValueError:
+            part.arrived = 0
+            _remove(whole)
+            raise
+
+    async def _chunks(
+        self, site: str, messages: AsyncIterator[bytes], replaced: asyncio.Future[None]
+    ) -> AsyncGenerator[bytes, None]:
+        """What comes, as long as it is this upload's turn and something comes; the next is read while one is kept."""
+        has_turn = await self._turn(site, replaced)
+        following = asyncio.ensure_future(anext(messages, _END))
+        silent = 0.0
+        try:
+            while True:
+                wait = QUIET_SECONDS if has_turn else self._idle - silent
+                await asyncio.wait((following, replaced), timeout=min(wait, self._idle), return_when="FIRST_COMPLETED")
+                if replaced.done():
+                    raise Replaced(f"site {site} has begun to send something else")
+                if not following.done():
+                    silent += min(wait, self._idle)
+                    if silent >= self._idle:
+                        raise Silent(
+                            f"nothing has come of the update for {self._idle:.0f} s; send the rest when you can"
+                        )
+                    if has_turn:
+                        self._turns.release()
+                        has_turn = False
+                    continue
+                if (chunk := following.result()) == _END:
+                    return
+                silent = 0.0
+                has_turn = has_turn or await self._turn(site, replaced)
+                following = asyncio.ensure_future(anext(messages, _END))
+                yield chunk
+        finally:
+            if has_turn:
+                self._turns.release()
+            following.cancel()
+            with suppress(BaseException):
+                await following
+
+    async def _turn(self, site: str, replaced: asyncio.Future[None]) -> bool:
+        """Wait until it is this upload's turn."""
+        if not self._turns.locked():
+            return await self._turns.acquire()
+        waiting = asyncio.ensure_future(self._turns.acquire())
+        try:
+            await asyncio.wait((waiting, replaced), return_when="FIRST_COMPLETED")
+            if replaced.done():
+                raise Replaced(f"site {site} has begun to send something else")
+            return await waiting
+        except BaseException:
+            if not waiting.cancel() and not waiting.cancelled():
+                self._turns.release()
+            raise
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _write(path: Path, offset: int, content: bytes) -> None:
+    """Write a part of an update where it belongs."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        left = memoryview(content)
+        while left:
+            written = os.pwrite(file, left, offset)  # a disk that fills up takes a part first, then raises
+            left, offset = left[written:], offset + written
+    finally:
+        os.close(file)
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.unlink()
