@@ -4,9 +4,10 @@ A site sends one update at a time: what it sends later takes the place of what i
 until its training counts (`Uploads.freeze`). Parts lie beside checked updates under names of their own, so that a part
 of another update, or more bytes of the same one, cannot change what was checked.
 
-So many bytes are under way at a time (`federation.director.room`), from an upload's turn until its training counts; the
-other sites wait for their turn before they send anything. One that says nothing for some seconds lets another go first, and
-one that says nothing for a minute is ended; what has arrived of it stays until the round is over, so that it can go on.
+So many bytes are under way at a time (`federation.director.room`), from an upload's turn until its training counts;
+the other sites wait for their turn before they send anything. One that says nothing for some seconds lets another go
+first, and one that says nothing for a minute is ended; what has arrived of it stays until the round is over, so that it
+can go on.
 """
 
 import asyncio
