@@ -12,7 +12,7 @@ class Batches:
         run: calls a function in a thread.
         work: called with what has come, in its order.
         failed: told of an error of `work`; what was to be done then is not done again.
-        done: told after each batch.
+        done: told each batch, after it.
     """
 
     def __init__(
@@ -20,7 +20,7 @@ class Batches:
         run: Callable[..., Awaitable[Any]],
         work: Callable[[Sequence[Any]], None],
         failed: Callable[[Exception], None],
-        done: Callable[[], None] = lambda: None,
+        done: Callable[[Sequence[Any]], None] = lambda batch: None,
     ) -> None:
         self._run, self._work, self._failed, self._done = run, work, failed, done
         self._waiting: list[Any] = []
@@ -45,6 +45,6 @@ class Batches:
                     await self._run(self._work, batch)
                 except Exception as error:
                     self._failed(error)
-                self._done()
+                self._done(batch)
         finally:
             self._task = None

@@ -32,6 +32,7 @@ from typing import Any
 from federation.director.batches import Batches
 from federation.director.gathering import Gathering, Outgoing
 from federation.director.results import Results
+from federation.director.room import Room
 from federation.director.round import Phase, Reply, RoundBook, Terms, Timer
 from federation.director.state import ExperimentState
 from federation.director.uploads import IDLE_SECONDS, Run
@@ -45,6 +46,9 @@ from rules import scores
 from rules.registry import build
 
 logger = logging.getLogger(__name__)
+
+Job = tuple[Callable[[], None], Callable[[], None]]
+"""What is to be done in a thread, and what then at the event loop."""
 
 ASK_AGAIN_SECONDS = 20.0
 """Longest wait for work before a site has to ask again."""
@@ -71,7 +75,7 @@ class Conductor:
         tell: told metrics, to be kept in this order before a round is.
         told: returns when they are kept.
         run: calls a function in a thread, where it may wait for the disk.
-        uploads: how many uploads of all experiments go on at a time.
+        uploads: room for those of all experiments.
         on_heard: told which site was heard of.
         on_change: told that the experiment has come to its next round, or to its end.
         on_failure: told why the experiment cannot go on.
@@ -87,7 +91,7 @@ class Conductor:
         tell: Callable[[Sequence[dict[str, Any]]], None],
         told: Callable[[], Awaitable[None]],
         run: Run,
-        uploads: asyncio.Semaphore,
+        uploads: Room,
         on_heard: Callable[[str], None] = lambda site: None,
         on_change: Callable[[], None] = lambda: None,
         on_failure: Callable[[str], None] = lambda reason: None,
@@ -98,7 +102,7 @@ class Conductor:
         self._description, self._state = description, state
         self._rule = build(description.rule_name, description.rule_numbers)
         self._scores = scores.read(description.scores)
-        self._tell, self._told, self._run, self._turns, self._idle = tell, told, run, uploads, idle_seconds
+        self._tell, self._told, self._run, self._room, self._idle = tell, told, run, uploads, idle_seconds
         self._on_heard, self._on_change, self._on_failure = on_heard, on_change, on_failure
         self._questions: dict[str, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -119,7 +123,7 @@ class Conductor:
             ),
             progress.next_round,
         )
-        self._adding = Batches(run, _do_all, self._cannot_add)
+        self._adding = Batches(run, _do_all, self._cannot_add, _let_go)
         shutil.rmtree(updates_folder(state.folder), ignore_errors=True)
         self._begin(frozenset())
 
@@ -220,8 +224,10 @@ class Conductor:
         """
         return self._expect(address.round).uploads.received(address)
 
-    async def receive(self, address: Address, messages: AsyncIterator[bytes]) -> None:
-        """Keep what a site has trained; see `federation.director.uploads`.
+    async def receive(
+        self, address: Address, messages: AsyncIterator[bytes], begin: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Keep what a site has trained; see `Uploads.receive`.
 
         Raises:
             RoundOver: it is another round's turn, or the round goes on without this site.
@@ -243,7 +249,7 @@ class Conductor:
 
         check()
         try:
-            await self._expect(number).uploads.receive(address, heard(), check)
+            await self._expect(number).uploads.receive(address, heard(), check, begin)
         except ValueError as error:
             logger.error("site %s: its update was refused: %s", site, error, extra=self._about(site))
             raise
@@ -268,15 +274,14 @@ class Conductor:
         if problem := results.problem:
             raise ValueError(problem)
         gathering = self._expect(number)
-        update = gathering.uploads.update_of(site) if task == TRAIN else None
-        if task == TRAIN and update is None:
+        if task == TRAIN and not gathering.uploads.has(site):
             raise ValueError("the trained model has not arrived")
         self.book.answer(site, task, number)
         gathering.take(results)
         self._tell([self._line(task, metric, value, site) for metric, value in results.metrics.items()])
-        if update:
-            gathering.uploads.freeze(site)
-            self._adding.put(lambda: gathering.add(update, site, results.examples))
+        if task == TRAIN:
+            update, leave = gathering.uploads.freeze(site)
+            self._adding.put((lambda: gathering.add(update, site, results.examples), leave))
         self._go_on()
 
     def _begin(self, unchanged: frozenset[str]) -> None:
@@ -286,7 +291,7 @@ class Conductor:
         if not self.book.over:
             self._gathering = Gathering(
                 self._state.folder, self.round, self._last_round, self.book.tasks, self._rule, unchanged, self._run,
-                self._turns, self._idle,
+                self._room, self._idle,
             )  # fmt: skip
         self._go_on()
 
@@ -418,6 +423,11 @@ def _answer(question: "asyncio.Future[None]") -> None:
         question.set_result(None)
 
 
-def _do_all(jobs: Sequence[Callable[[], None]]) -> None:
-    for job in jobs:
-        job()
+def _do_all(jobs: Sequence[Job]) -> None:
+    for do, _ in jobs:
+        do()
+
+
+def _let_go(jobs: Sequence[Job]) -> None:
+    for _, leave in jobs:
+        leave()

@@ -332,7 +332,7 @@ class Director(EngineDirector):  # type: ignore[misc]
             if begun != experiment.begun:
                 place, begun = 0, experiment.begun
             try:
-                lines, after = experiment.state.metrics(place)
+                lines, after = experiment.state.metrics(place, runs=place > 0 and not over)
             except (OSError, ValueError) as error:
                 raise FederationError(f"the metrics of {experiment_name} cannot be read: {error}") from error
             for line in lines:

@@ -47,25 +47,34 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     asynchronous generator; the generated classes' plain functions are of methods that nobody answers.
     """
 
+    def __init__(self) -> None:
+        self._handlers: dict[str, Any] = {}
+
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
         """The method's handler with answers for errors (gRPC's interface)."""
+        if made := self._handlers.get(call.method):
+            return made
         handler = await continuation(call)
         if handler is None:  # gRPC answers that there is no such method
             return None
         unread = handler._replace(request_deserializer=None)  # a message that cannot be read gets an answer, too
-        return wrapped(unread, lambda behaviour: self._answering(behaviour, call.method, handler))
+        made = wrapped(unread, lambda behaviour: self._answering(behaviour, call.method, handler))
+        self._handlers[call.method] = made
+        return made
 
     def _answering(self, behaviour: Behaviour, method: str, handler: Any) -> Behaviour:
         """The handler for messages that are not yet read, as a coroutine or an asynchronous generator."""
         if not inspect.isasyncgenfunction(behaviour) and not inspect.iscoroutinefunction(behaviour):
             behaviour = _none_streams if handler.response_streaming else _none_answers
-        read = handler.request_deserializer or (lambda data: data)  # models travel as plain bytes
+        read = handler.request_deserializer
 
         async def each(stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
             async for data in stream:
                 yield read(data)
 
         def taken(request: Any) -> Any:
+            if read is None:  # models travel as plain bytes
+                return request
             return each(request) if handler.request_streaming else read(request)
 
         async def answer(request: Any, context: Any) -> Any:

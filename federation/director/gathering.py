@@ -4,7 +4,6 @@ Of a rule that needs no more than the mean only a few updates lie on disk at a t
 of them do, until the round is over.
 """
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from federation.director.results import Results
+from federation.director.room import Room
 from federation.director.uploads import Run, Uploads
 from federation.wire.models import CHUNK, ModelFile, round_path, rule_path, updates_folder, write
 from federation.wire.updates import Update
@@ -35,10 +35,14 @@ class Outgoing:
         return self.file.chunks(offset, self.left_out, self.metadata)
 
     @cached_property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(entry.size for name, entry in self.file.entries.items() if name not in self.left_out)
+
+    @cached_property
     def bytes(self) -> bytes | None:
         """All of it, where that is a chunk at most: read once, however many sites ask."""
-        size = sum(entry.size for name, entry in self.file.entries.items() if name not in self.left_out)
-        return b"".join(self.chunks(0)) if size <= CHUNK else None
+        return b"".join(self.chunks(0)) if self.size <= CHUNK else None
 
 
 class Gathering:
@@ -50,7 +54,7 @@ class Gathering:
         tasks: of the round.
         rule: makes the next model.
         unchanged: the tensors that the round before has left as they were.
-        run, turns, idle_seconds: see `Uploads`.
+        run, room, idle_seconds: see `Uploads`.
     """
 
     def __init__(
@@ -62,13 +66,13 @@ class Gathering:
         rule: Rule,
         unchanged: frozenset[str],
         run: Run,
-        turns: asyncio.Semaphore,
+        room: Room,
         idle_seconds: float,
     ) -> None:
         self.model = ModelFile(round_path(folder, trained))
         self.folder = updates_folder(folder) / str(number)
         self.folder.mkdir(parents=True)
-        self.uploads = Uploads(self.folder, self.model, run, turns, idle_seconds)
+        self.uploads = Uploads(self.folder, self.model, run, room, idle_seconds)
         self.metrics: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
         self.examples: dict[str, dict[str, int]] = {task: {} for task in tasks}
         self._next = trained + 1, folder

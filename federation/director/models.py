@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from federation.director.conductor import Conductor
+from federation.director.room import Room
 from federation.director.uploads import Replaced, Silent
 from federation.wire.models import ModelFile
 from federation.wire.transfer import SERVICE, Address, RoundOver
@@ -25,7 +26,7 @@ class ModelServer:
         trained: the file of an experiment's best or last model, for a caller; None when there is none.
         caller: the name in the certificate behind a call, or None in plain mode.
         run: calls a function in a thread, where it may wait for the disk.
-        downloads: holds for each large model that is being sent; how many at a time (an `asyncio.Semaphore`).
+        downloads: room for what is being sent.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class ModelServer:
         trained: Callable[[str, str, Any], ModelFile | None],
         caller: Callable[[Any], str | None],
         run: Callable[..., Awaitable[Any]],
-        downloads: Any,
+        downloads: Room,
     ) -> None:
         self._conductor_of, self._trained, self._caller = conductor_of, trained, caller
         self._run, self._downloads = run, downloads
@@ -57,10 +58,10 @@ class ModelServer:
         address, conductor = await self._find(request, context)
         async with _told(context):
             model = conductor.model_for(address.round, address.held)
-            if model.bytes is not None:
-                yield model.bytes[address.offset :]
-                return
-            async with self._downloads:
+            async with await self._downloads.take(model.size):
+                if model.bytes is not None:
+                    yield model.bytes[address.offset :]
+                    return
                 async for chunk in self._chunks(model.chunks(address.offset)):
                     yield chunk
 
@@ -68,7 +69,7 @@ class ModelServer:
         """Keep what a site has trained."""
         address, conductor = await self._find(await anext(messages, b""), context)
         async with _told(context):
-            await conductor.receive(address, messages)
+            await conductor.receive(address, messages, lambda: context.send_initial_metadata(()))
         return b""
 
     async def received(self, request: bytes, context: Any) -> bytes:
@@ -85,8 +86,9 @@ class ModelServer:
             if model is None:
                 await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such model yet")
                 return
-            async for chunk in self._chunks(model.chunks()):
-                yield chunk
+            async with await self._downloads.take(model.path.stat().st_size):
+                async for chunk in self._chunks(model.chunks()):
+                    yield chunk
 
     async def _find(self, message: bytes, context: Any) -> tuple[Address, Conductor]:
         async with _told(context):

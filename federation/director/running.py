@@ -21,8 +21,9 @@ from openfl.component.director.experiment import Status
 
 from federation.director.batches import Batches
 from federation.director.conductor import Conductor
+from federation.director.room import Room
 from federation.director.state import ExperimentState
-from federation.director.uploads import AT_A_TIME, IDLE_SECONDS
+from federation.director.uploads import IDLE_SECONDS
 from federation.errors import disk_problem
 from federation.wire import archives
 from federation.wire.metadata import SHORT
@@ -37,12 +38,12 @@ FAREWELL_SECONDS = 60.0
 class House:
     """What all experiments of a director share.
 
-    run: calls a function in a thread, where it may wait for the disk. uploads: how many go on at a time. heard: told
-    which site was heard of. changed: told which sites may have something else to do now; nothing of a metric.
+    run: calls a function in a thread, where it may wait for the disk. uploads: room for what the sites send. heard:
+    told which site was heard of. changed: told which sites may have something else to do now; nothing of a metric.
     """
 
     run: Callable[..., Awaitable[Any]] = asyncio.to_thread
-    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    uploads: Room = field(default_factory=Room)
     heard: Callable[[str], None] = lambda site: None
     changed: Callable[[Iterable[str]], None] = lambda sites: None
     idle_seconds: float = IDLE_SECONDS
@@ -61,7 +62,7 @@ class MetricLog:
         self._state, self._cannot_keep = state, cannot_keep
         self._lock = threading.Lock()
         self._waiting: list[dict[str, Any]] = []
-        self._batches = Batches(house.run, lambda _: self.flush(), self._failed, notify)
+        self._batches = Batches(house.run, lambda _: self.flush(), self._failed, lambda _: notify())
 
     def put(self, metrics: Sequence[dict[str, Any]]) -> None:
         """Append metrics, and wake the readers when they are on disk."""
@@ -259,10 +260,13 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
         if self.conductor is None:
             self.prepare()
         self._stands_otherwise()
+        looked = time.monotonic()
         while self.status == Status.IN_PROGRESS and not (self.conductor and self.conductor.finished):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.news(), timeout=1)
-            self._leave_out_the_gone(last_heard)
+            if time.monotonic() > looked + 1:
+                self._leave_out_the_gone(last_heard)
+                looked = time.monotonic()
         if self.status == Status.PENDING:  # it has given way to others
             return
         if not self.over:

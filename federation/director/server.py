@@ -31,9 +31,9 @@ from federation.director.edge import DESCRIPTION_CHARACTERS, SITES, Edge, shard_
 from federation.director.limits import raise_file_limit
 from federation.director.lock import DIRECTOR, locked
 from federation.director.models import ModelServer
+from federation.director.room import Room
 from federation.director.router import AggregatorRouter
 from federation.director.state import clear_leftovers
-from federation.director.uploads import AT_A_TIME
 from federation.director.who import Who
 from federation.errors import (
     DirectorLeaves,
@@ -70,10 +70,10 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         self.server = grpc.aio.server(interceptors=(Edge(), *self.guards), options=SERVER_OPTIONS)
         director_pb2_grpc.add_DirectorServicer_to_server(self, self.server)
         conductor_of = self.director.experiments_registry.conductor_of
-        router = AggregatorRouter(conductor_of, certificate_name)
+        caller = certificate_name if self.tls else lambda context: None  # to ask gRPC takes longer than all the rest
+        router = AggregatorRouter(conductor_of, caller)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(router, self.server)
-        downloads = asyncio.Semaphore(AT_A_TIME)
-        models = ModelServer(conductor_of, self._trained, certificate_name, self.director.house.run, downloads)
+        models = ModelServer(conductor_of, self._trained, caller, self.director.house.run, Room())
         models.add_to(self.server)
         try:
             port = self._bind()

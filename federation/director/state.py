@@ -309,19 +309,24 @@ class ExperimentState:
         """
         files.append(self._metrics, b"".join(map(_line, metrics)))
 
-    def metrics(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    def metrics(self, start: int = 0, runs: bool = False) -> tuple[list[dict[str, Any]], int]:
         """Some of the metrics from a place in their file on (0: the first), and where the next ones are.
 
-        The place stays the same when there are no more so far. At most `READ_BYTES` are read.
+        The place stays the same when there are no more so far. At most `READ_BYTES` are read. runs: it is known that
+        the experiment goes on, so that nobody has to look how it stands.
 
         Raises:
             ValueError: the file is damaged.
             OSError: it is not there.
         """
-        progress = self.progress()
-        if progress.metrics is None:  # version 1: read as a whole
-            return ([] if start else self._finished_metrics(progress.next_round)), 1
-        end = progress.metrics if progress.over else self._metrics.stat().st_size
+        end = self._metrics.stat().st_size
+        if not runs:
+            progress = self.progress()
+            if progress.metrics is None:  # version 1: read as a whole
+                return ([] if start else self._finished_metrics(progress.next_round)), 1
+            end = progress.metrics if progress.over else end
+        if end <= start:
+            return [], start
         with self._metrics.open("rb") as file:
             file.seek(start)
             part = file.read(min(READ_BYTES, max(0, end - start)))

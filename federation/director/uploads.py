@@ -4,9 +4,10 @@ A site sends one update at a time: what it sends later takes the place of what i
 until its training counts (`Uploads.freeze`). Parts lie beside checked updates under names of their own, so that a part
 of another update, or more bytes of the same one, cannot change what was checked.
 
-So many uploads go on at a time; the others wait until it is their turn, unread, which makes their senders wait. One
-that says nothing for a second lets another go first, and one that says nothing for a minute is ended; what has arrived
-of it stays until the round is over, so that it can go on.
+So many bytes are under way at a time (`federation.director.room`), from an upload's turn until its training counts;
+the other sites wait for their turn before they send anything. One that says nothing for some seconds lets another go
+first, and one that says nothing for a minute is ended; what has arrived of it stays until the round is over, so that it
+can go on.
 """
 
 import asyncio
@@ -18,14 +19,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from federation.director.room import Place, Room
 from federation.wire.models import ModelFile
 from federation.wire.transfer import Address
 from federation.wire.updates import Update
 
-AT_A_TIME = 16
-"""Uploads of one director that go on at the same time."""
 IDLE_SECONDS = 60.0
-QUIET_SECONDS = 1.0
+QUIET_SECONDS = 5.0
 HEADER_BYTES = 2**20
 """How much larger than the model an update may be."""
 
@@ -59,7 +59,7 @@ class Uploads:
         folder: where they are kept; of this round alone.
         model: what the sites have received.
         run: calls a function in a thread, where it may wait for the disk.
-        turns: how many uploads go on at a time, whosever they are.
+        room: for what goes on at a time, whosever it is.
     """
 
     def __init__(
@@ -67,14 +67,15 @@ class Uploads:
         folder: Path,
         model: ModelFile,
         run: Run,
-        turns: asyncio.Semaphore,
+        room: Room,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
-        self._folder, self._model, self._run, self._turns, self._idle = folder, model, run, turns, idle_seconds
+        self._folder, self._model, self._run, self._room, self._idle = folder, model, run, room, idle_seconds
         self._largest = model.path.stat().st_size + HEADER_BYTES
         self._parts: dict[str, _Part] = {}
         self._whole: dict[str, tuple[str, Update]] = {}
         self._frozen: set[str] = set()
+        self._held: dict[str, _Upload] = {}
         self._running: dict[str, asyncio.Future[None]] = {}
         self._files: dict[str, asyncio.Lock] = {}
 
@@ -85,20 +86,32 @@ class Uploads:
         part = self._parts.get(address.site)
         return part.arrived if part and part.upload == address.upload else 0
 
-    def update_of(self, site: str) -> Update | None:
-        """What a site has sent last, as a whole; it was checked."""
-        return self._whole[site][1] if site in self._whole else None
+    def has(self, site: str) -> bool:
+        """Whether an update of a site has come as a whole; it was checked."""
+        return site in self._whole
 
-    def freeze(self, site: str) -> None:
-        """Let nothing take the place of what a site has sent."""
+    def freeze(self, site: str) -> tuple[Update, Callable[[], None]]:
+        """What a site has sent, for its training counts now: nothing takes its place any more.
+
+        Also what has to be called when it is no longer under way, so that others may come.
+        """
         self._frozen.add(site)
         if running := self._running.get(site):
             _wake(running)
+        held = self._held.pop(site, None)
+        return self._whole.pop(site)[1], held.leave if held else lambda: None
 
-    async def receive(self, address: Address, messages: AsyncIterator[bytes], check: Callable[[], None]) -> None:
+    async def receive(
+        self,
+        address: Address,
+        messages: AsyncIterator[bytes],
+        check: Callable[[], None],
+        begin: Callable[[], Awaitable[None]],
+    ) -> None:
         """Keep an update, which may come in several parts, and check it when it is whole.
 
-        check: called after everything that takes time; raises when the update is no longer wanted.
+        check: called after everything that takes time; raises when the update is no longer wanted. begin: tells the
+        site that it is its turn.
 
         Raises:
             ValueError: it is not an update of this model; says which tensor.
@@ -120,8 +133,14 @@ class Uploads:
                     return
                 if replaced.done():
                     raise Replaced(f"site {address.site} has begun to send something else")
-                async with aclosing(self._chunks(address.site, messages, replaced)) as chunks:
-                    await self._receive(address, chunks, check)
+                upload = _Upload(self._room, address, replaced, self._idle)
+                try:
+                    async with aclosing(upload.chunks(messages, begin)) as chunks:
+                        await self._receive(address, chunks, check)
+                except BaseException:
+                    upload.leave()
+                    raise
+                self._hold(address.site, upload)
         finally:
             if self._running.get(address.site) is replaced:
                 del self._running[address.site]
@@ -180,56 +199,79 @@ class Uploads:
             _remove(whole)
             raise
 
-    async def _chunks(
-        self, site: str, messages: AsyncIterator[bytes], replaced: asyncio.Future[None]
+    def _hold(self, site: str, upload: "_Upload") -> None:
+        """Keep the place until the update counts, or its site has said nothing more for a while."""
+        self._held[site] = upload
+        asyncio.get_running_loop().call_later(QUIET_SECONDS, upload.leave)
+
+
+class _Upload:
+    """One upload that is under way, and its place in the room."""
+
+    def __init__(self, room: Room, address: Address, replaced: "asyncio.Future[None]", idle: float) -> None:
+        self._room, self._address, self._replaced, self._idle = room, address, replaced, idle
+        self._place: Place | None = None
+
+    def leave(self) -> None:
+        """Let others have the place."""
+        if self._place:
+            self._place.give_back()
+        self._place = None
+
+    async def chunks(
+        self, messages: AsyncIterator[bytes], begin: Callable[[], Awaitable[None]]
     ) -> AsyncGenerator[bytes, None]:
-        """What comes, as long as it is this upload's turn and something comes; the next is read while one is kept."""
-        has_turn = await self._turn(site, replaced)
-        following = asyncio.ensure_future(anext(messages, _END))
-        silent = 0.0
+        """What comes, until that is as much as is wanted, or nothing does; the next is read while one is kept."""
+        wanted, silent = self._address.size - self._address.offset, 0.0
+        following: asyncio.Future[bytes] | None = None
         try:
-            while True:
-                wait = QUIET_SECONDS if has_turn else self._idle - silent
-                await asyncio.wait((following, replaced), timeout=min(wait, self._idle), return_when="FIRST_COMPLETED")
-                if replaced.done():
-                    raise Replaced(f"site {site} has begun to send something else")
+            await self._enter()
+            await begin()
+            following = asyncio.ensure_future(anext(messages, _END))
+            while following:
+                wait = min(QUIET_SECONDS if self._place else self._idle - silent, self._idle)
+                await self._either(following, wait)
                 if not following.done():
-                    silent += min(wait, self._idle)
+                    silent += wait
                     if silent >= self._idle:
-                        raise Silent(
-                            f"nothing has come of the update for {self._idle:.0f} s; send the rest when you can"
-                        )
-                    if has_turn:
-                        self._turns.release()
-                        has_turn = False
+                        raise Silent(f"nothing has come of the update for {self._idle:.0f} s; send the rest later")
+                    self.leave()
                     continue
                 if (chunk := following.result()) == _END:
                     return
                 silent = 0.0
-                has_turn = has_turn or await self._turn(site, replaced)
-                following = asyncio.ensure_future(anext(messages, _END))
+                await self._enter()
+                wanted -= len(chunk)
+                following = asyncio.ensure_future(anext(messages, _END)) if wanted > 0 else None
                 yield chunk
         finally:
-            if has_turn:
-                self._turns.release()
-            following.cancel()
-            with suppress(BaseException):
-                await following
+            if following:
+                following.cancel()
+                with suppress(BaseException):
+                    await following
 
-    async def _turn(self, site: str, replaced: asyncio.Future[None]) -> bool:
-        """Wait until it is this upload's turn."""
-        if not self._turns.locked():
-            return await self._turns.acquire()
-        waiting = asyncio.ensure_future(self._turns.acquire())
-        try:
-            await asyncio.wait((waiting, replaced), return_when="FIRST_COMPLETED")
-            if replaced.done():
-                raise Replaced(f"site {site} has begun to send something else")
-            return await waiting
-        except BaseException:
-            if not waiting.cancel() and not waiting.cancelled():
-                self._turns.release()
-            raise
+    async def _enter(self) -> None:
+        """Wait for a place, unless there is one."""
+        self._place = self._place or self._room.take_now(self._address.size)
+        if self._place is None:
+            place = asyncio.ensure_future(self._room.take(self._address.size))
+            try:
+                await self._either(place, None)
+                self._place = await place
+            except BaseException:
+                if not place.cancel() and not place.cancelled():
+                    place.result().give_back()
+                raise
+
+    async def _either(self, future: "asyncio.Future[Any]", seconds: float | None) -> None:
+        """Wait for it so long.
+
+        Raises:
+            Replaced: the site has begun to send something else meanwhile.
+        """
+        await asyncio.wait((future, self._replaced), timeout=seconds, return_when="FIRST_COMPLETED")
+        if self._replaced.done():
+            raise Replaced(f"site {self._address.site} has begun to send something else")
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -65,6 +65,11 @@ SERVER_OPTIONS = [
     # begins, or a director is back, a thousand sites have two or three each.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 40_000),
+    # What of a message may come before anybody reads it: 64 KiB, and not the megabytes that gRPC finds good for a fast
+    # link. Of a message that is being read, all may come.
+    ("grpc.http2.bdp_probe", 0),
+    # Every connection has memory ready for as much as came at a time before, up to 4 MiB, and keeps it.
+    ("grpc.experimental.tcp_max_read_chunk_size", 64 * 1024),
     # Calls at a time on one connection; a site has four or five.
     ("grpc.max_concurrent_streams", 256),
     *_SILENCE,

@@ -7,16 +7,18 @@ model is streamed from disk to disk in chunks, and a transfer that was cut goes 
 Four calls, with a line of JSON (`Address`) as the first message of the caller:
 
 - Round: the model that a round starts with, to a site.
-- Update: what a site has trained, to the director. Received: how many bytes of it have arrived.
+- Update: what a site has trained, to the director; the rest of it when the director's headers have come. Received: how
+  many bytes of it have arrived.
 - Trained: the best or the last model, to a notebook.
 """
 
 import json
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ class Address:
     kind: str = ""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in vars(self).items():
             if type(value) is not type(getattr(Address, name)):
                 raise ValueError(f"{name} is {value!r:.100}")
         if self.offset < 0:
@@ -68,7 +70,7 @@ class Address:
 
     def to_bytes(self) -> bytes:
         """One line of JSON."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(vars(self)).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Address":
@@ -137,17 +139,39 @@ class SiteTransfers:
             if cut:
                 arrived = int(self._received(address.to_bytes()))
             cut += 1
-            self._update(self._messages(replace(address, offset=arrived), packed))
+            Sending(self._update, replace(address, offset=arrived), packed).result()
 
         keep_trying(send, progress=lambda: arrived)
 
     def _about(self, **values: Any) -> Address:
         return replace(self._address, **values)
 
-    @staticmethod
-    def _messages(address: Address, packed: Packed) -> Iterator[bytes]:
+
+class Sending:
+    """One call that sends an update: its address, and the rest when the director says that it is its turn.
+
+    The director says so by the headers of its answer. (Whatever is sent before would lie in its memory until then.)
+    """
+
+    def __init__(self, update: Any, address: Address, packed: Packed) -> None:
+        self._begun = threading.Event()
+        self._call = update.future(self._messages(address, packed))
+        self._begun.set()
+
+    def result(self) -> None:
+        """Return when the director has it.
+
+        Raises:
+            grpc.RpcError: it refuses it, or the connection is lost.
+        """
+        self._call.result()
+
+    def _messages(self, address: Address, packed: Packed) -> Iterator[bytes]:
         yield address.to_bytes()
-        yield from packed.chunks(address.offset)
+        self._begun.wait()
+        self._call.initial_metadata()  # which waits for it, or for the end of the call
+        if not self._call.done():
+            yield from packed.chunks(address.offset)
 
 
 def fetch_trained(channel: grpc.Channel, experiment: str, kind: str, path: Path) -> ModelFile | None:

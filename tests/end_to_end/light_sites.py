@@ -110,8 +110,13 @@ class LightSite:
         start = 8 + int.from_bytes(model[:8], "little")
         trained = model[:start] + (np.frombuffer(model, np.float32, offset=start) + np.float32(1)).tobytes()
         sent = Address(**{**vars(address), "upload": uuid.uuid4().hex, "size": len(trained)})
-        parts = [trained[at : at + CHUNK] for at in range(0, len(trained), CHUNK)]
-        await self._update(_each([sent.to_bytes(), *parts]))
+        call = self._update()
+        await call.write(sent.to_bytes())
+        await call.initial_metadata()  # its turn
+        for at in range(0, len(trained), CHUNK):
+            await call.write(trained[at : at + CHUNK])
+        await call.done_writing()
+        await call
 
     async def _results(self, header: Any, number: int, task: str) -> None:
         tensors = [

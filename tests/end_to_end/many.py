@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -99,7 +100,7 @@ def cost(folder: Path, sites: int, rounds: int = 4, length: int = 4) -> Cost:
         moments = [closed[number] for number in sorted(closed)]
         return Cost(
             sites=sites,
-            rounds=[later[0] - earlier[0] for earlier, later in zip(moments, moments[1:], strict=False)],
+            rounds=[later[0] - earlier[0] for earlier, later in pairwise(moments)],
             cpu=(moments[-1][1] - moments[0][1]) / (len(moments) - 1),
             memory=peak,
             files=files,

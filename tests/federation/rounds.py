@@ -18,6 +18,7 @@ from openfl.utilities import TensorKey, add_log_level
 
 from federation.director.conductor import Assignment, Conductor
 from federation.director.results import Results
+from federation.director.room import LEAST, Room
 from federation.director.state import ExperimentState, Submitted
 from federation.policy import RoundPolicy
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, RoundSchedule
@@ -41,6 +42,10 @@ GOOD = {"loss": 1.0, "accuracy": 0.5}
 async def at_once(work: Callable[..., Any], *arguments: Any) -> Any:
     """In place of a thread."""
     return work(*arguments)
+
+
+async def nothing() -> None:
+    """Nobody is told that it is its turn."""
 
 
 async def messages(content: Iterable[bytes]) -> AsyncIterator[bytes]:
@@ -110,7 +115,7 @@ class Conducted:
     async def _made(self) -> Conductor:
         return Conductor(
             "toy", self.description, tuple(self.sizes), self.state, tell=self._tell, told=self._told, run=at_once,
-            uploads=asyncio.Semaphore(2), on_failure=self._failed, idle_seconds=0.3,
+            uploads=Room(2 * LEAST), on_failure=self._failed, idle_seconds=0.3,
         )  # fmt: skip
 
     def _tell(self, lines: Any) -> None:
@@ -128,7 +133,7 @@ class Conducted:
         number = self.number if number is None else number
         told = {"site": site, "round": number, "upload": f"of{site}", "size": packed.size, **address}
         where = Address(**told)
-        self.do(self.conductor.receive(where, messages(packed.chunks(where.offset))))
+        self.do(self.conductor.receive(where, messages(packed.chunks(where.offset)), nothing))
 
     def take(self, site: str, task: str, number: int | None = None, **metrics: float) -> None:
         async def take() -> None:

@@ -17,6 +17,7 @@ from rounds import SIZES, Conducted
 
 from federation.director.models import ModelServer
 from federation.director.results import Results
+from federation.director.room import Room
 from federation.errors import FederationError
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
 from federation.settings import Certificates
@@ -66,7 +67,7 @@ class Director:
             lambda experiment, kind, context: trained.get(kind),
             lambda context: None,
             self._in_thread,
-            asyncio.Semaphore(4),
+            Room(),
         )
         self.do(self._start())
 
