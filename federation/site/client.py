@@ -39,16 +39,11 @@ class SiteClient(ShardDirectorClient):  # type: ignore[misc]
         named = headers_adder({PROCESS: uuid.uuid4().hex, SLOTS: str(slots)})
         self.stub = director_pb2_grpc.DirectorStub(noted(grpc.intercept_channel(channel, named), audit or AuditLog()))
 
-    def next_experiment(self, in_hand: Iterable[str] = (), awaiting: str | None = None) -> grpc.Future:
-        """The question for an experiment to work on that is none of those in hand; `name_in` reads the answer.
-
-        awaiting: the digest of a submission that waits for this site's owner, if one does; for a director that knows of
-            one experiment of a site at a time.
-        """
-        hand = json.dumps(sorted(in_hand)).encode() if in_hand else b""
+    def next_experiment(self, in_hand: Iterable[str] = ()) -> grpc.Future:
+        """The question for an experiment to work on that is none of those in hand; `name_in` reads the answer."""
         return self.stub.WaitExperiment.future(
             director_pb2.WaitExperimentRequest(collaborator_name=self.shard_name),
-            metadata=[*([(IN_HAND, hand)] if hand else []), *([(AWAITING_APPROVAL, awaiting)] if awaiting else [])],
+            metadata=[(IN_HAND, json.dumps(sorted(in_hand)).encode())],
         )
 
     def end_of(self, experiment: str, awaiting: str | None = None) -> grpc.Future:

@@ -151,16 +151,15 @@ class Envoy(EngineEnvoy):  # type: ignore[misc]
         """The name of the next experiment that is not in hand."""
         while True:
             with self._hand:
-                in_hand = dict(self._in_hand)
-                awaiting = next((digest for digest in in_hand.values() if digest), None)
-                self._question = self.director_client.next_experiment(in_hand, awaiting)
+                in_hand = set(self._in_hand)
+                self._question = self.director_client.next_experiment(in_hand)
             try:
                 name = name_in(self._question)
             except grpc.FutureCancelledError:
                 continue  # there is less in hand than there was
             if name and name not in in_hand:
                 return name
-            time.sleep(RETRY_SECONDS)  # a director that knows of one experiment of a site at a time
+            time.sleep(RETRY_SECONDS)  # for a director that gives no other answer
 
     def _begin(self, name: str) -> None:
         """Work on an experiment in a thread of its own; returns when it is known whether it needs a slot now."""
