@@ -111,7 +111,7 @@ def test_an_owner_may_decide_while_another_site_is_busy(toys: ToyFederation) -> 
     """The site of the owner is free, so its envoy goes on at once; the experiment starts when all of its sites can."""
     waits = submit(toys, "decided", momentum=0.75)
     wait_until(lambda: waits.status() == "in_progress, waiting for approval at site2")
-    busy = submit(toys, "busy", "site1", rounds=1, sleep_on=1.0, in_round=0, seconds=15)
+    busy = submit(toys, "busy", "site1", rounds=1, sleep_on=1.0, in_round=0, seconds=8)
     toys.wait_for("site1", r"round 1, task train: starts .*experiment=busy ")
     approve(toys, "decided")
     wait_until(lambda: waits.status() == "pending, 1 before it")
