@@ -9,7 +9,7 @@ Named in the plan (`aggregator.template`), so the engine builds it itself. Mends
 - aggregator.py:805: the average is turned into a delta and added back, which costs time and changes the last bits.
   Here the next round starts from the average itself.
 - aggregator.py:646: what a site sends is averaged as it comes, NaN and all. Here names, shapes and values are checked.
-- aggregator.py:914: the sites' metrics are averaged, which is no macro F1. Here scores are made of their added counts
+- The sites' metrics are averaged, which is no macro F1. Here scores are made of their added counts
   (`rules.scores`).
 - aggregator.py:775: every site's tensors are held in memory and stacked to be averaged. Here they are files
   (`federation.wire.models`), averaged block by block.

@@ -401,7 +401,7 @@ def test_a_pickle_has_no_samples(tiny_corpus: Path, cache: Path) -> None:
     clips = ClipSet(load(tiny_corpus).utterances, cache=cache)
     clips.prepare()
     pickled = pickle.dumps(clips)
-    assert len(pickled) < 200 * len(clips)
+    assert len(pickled) < 250 * len(clips)  # names and paths, which are longer in some folders than in others
     again = pickle.loads(pickled)
     assert (again.utterances, again.format, again.labels.tolist()) == (
         clips.utterances, clips.format, clips.labels.tolist(),
