@@ -3,7 +3,8 @@
 Yang et al. 2021 (arXiv:2105.01051); s3prl, `downstream/speech_commands/config.yaml` at 3c50982: projection of 256, mean
 over time, Adam at a constant 1e-4 for 200,000 batches of 32, every label drawn equally often, gradients cut at 1.
 
-Different here: SUPERB lets the rate be searched, and its 200,000 steps in one place are no federation. Twenty rounds of twenty steps of 32 clips (Adam, a cosine, labels smoothed) suit what sites can do together: steps and not epochs, so
+Different here: SUPERB lets the rate be searched, and its 200,000 steps in one place are no federation. Twenty rounds
+of twenty steps of 32 clips (Adam, a cosine, labels smoothed) suit what sites can do together: steps and not epochs, so
 that a site with eighteen clips learns as much in a round as one with a thousand. With the encoder of Whisper tiny.en
 on 2,421 real clips, one local epoch of fifteen rounds gave 121 sites of one speaker each 0.82; with equal steps they
 stay within two points of pooled. The augmentation is off, as there, so that the encoder's output can be kept
