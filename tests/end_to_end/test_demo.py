@@ -136,7 +136,7 @@ def _resident(process: psutil.Process) -> int:
 @pytest.fixture
 def short(tiny_corpus: Path) -> Iterator[Demo]:
     """A demo on a tiny corpus that would go on for long."""
-    demo = Demo([str(PYTHON), "-m", "kws", "demo", "--change", "training.rounds=500"], DATA=str(tiny_corpus))
+    demo = Demo([str(PYTHON), "-m", "lab", "demo", "--change", "training.rounds=500"], DATA=str(tiny_corpus))
     yield demo
     if demo.process.poll() is None:
         demo.process.kill()
@@ -243,7 +243,7 @@ def test_a_killed_demo_takes_its_processes_along(short: Demo) -> None:
 
 def test_errors_arrive_where_the_person_is_looking(tiny_corpus: Path) -> None:
     offline = {"DATA": str(tiny_corpus), "HF_HUB_OFFLINE": "1"}
-    demo = Demo([str(PYTHON), "-m", "kws", "demo", "--change", "model.name=facebook/wav2vec2-base"], **offline)
+    demo = Demo([str(PYTHON), "-m", "lab", "demo", "--change", "model.name=facebook/wav2vec2-base"], **offline)
     assert demo.wait(120) == 1
     assert "cannot be had" in demo.error
     assert "'tiny'" in demo.error
@@ -255,7 +255,7 @@ def test_a_broken_recording_is_named_in_the_end(tiny_corpus: Path, tmp_path: Pat
     shutil.copytree(tiny_corpus, corpus)
     broken = next(each for each in load(corpus).utterances if each.split == "train" and each.speaker)
     Path(broken.path).write_bytes(b"RIFF, but not really")
-    demo = Demo([str(PYTHON), "-m", "kws", "demo", "--change", "training.rounds=1"], DATA=str(corpus))
+    demo = Demo([str(PYTHON), "-m", "lab", "demo", "--change", "training.rounds=1"], DATA=str(corpus))
     assert demo.wait(120) == 1
     assert f"{broken.path} cannot be read as audio" in demo.error
     assert re.search(r"site envoy(_two)?, round 1, task train", demo.error)
@@ -272,7 +272,7 @@ def test_a_broken_recording_is_named_in_the_end(tiny_corpus: Path, tmp_path: Pat
     ],
 )
 def test_wrong_input_is_refused_at_once(tiny_corpus: Path, arguments: list[str], data: str | None, words: str) -> None:
-    demo = Demo([str(PYTHON), "-m", "kws", "demo", *arguments], DATA=data or str(tiny_corpus))
+    demo = Demo([str(PYTHON), "-m", "lab", "demo", *arguments], DATA=data or str(tiny_corpus))
     assert demo.wait(60) in (1, 2)
     assert words in demo.error
     assert "Traceback" not in demo.error
