@@ -265,8 +265,8 @@ def test_a_broken_recording_is_named_in_the_end(tiny_corpus: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "data", "words"),
     [
-        (["--change", "training.rounds=0"], None, "training.rounds is 0; a whole number, at least 1"),
-        (["--change", "training.round=1"], None, "there is no 'round'; allowed here: rounds"),
+        (["--change", "training.rounds=0"], None, "training.rounds is 0; allowed: a whole number, at least 1"),
+        (["--change", "training.round=1"], None, "there is no training.round; allowed here: rounds"),
         ([], "no/such/folder", "which is not a folder"),
         ([], "tests", "must hold the unpacked archives"),
     ],

@@ -65,6 +65,7 @@ def forget(folder: Path, word: str) -> None:
 def digests(folder: str) -> list[str]:
     """What is built, with LoRA and masking, of every family's checkpoint in a folder: every tensor and an answer."""
     told = []
+    torch.set_num_threads(1)  # an answer is rounded otherwise with another number of threads
     for kind, family in FAMILIES.items():
         for head in HEADS:
             junk = [torch.full((32,), float("nan")) for _ in range(50)]

@@ -20,7 +20,8 @@ def test_a_model_without_a_preset_gets_what_suits_it() -> None:
     chosen = preset(model="facebook/hubert-base-ls960")
     assert chosen == preset("superb_ks", "facebook/hubert-base-ls960")
     assert chosen.training.rounds < preset("tiny").training.rounds
-    assert chosen.training.learning_rate < Training().learning_rate
+    assert chosen.model.trained == "head", "at its rate, pretrained weights would be ruined"
+    assert preset("hf_finetune").training.learning_rate < Training().learning_rate
 
 
 @pytest.mark.parametrize(

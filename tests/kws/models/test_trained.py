@@ -235,7 +235,7 @@ def test_another_front_end_at_one_site_is_refused(tmp_path: Path) -> None:
 def test_running_statistics_travel_and_come_home(tmp_path: Path) -> None:
     recipe = ModelRecipe(str(checkpoint("wav2vec2-conformer", tmp_path)), trained="all")
     config = ExperimentConfig(recipe, plain(rounds=2, learning_rate=1e-2))
-    sites = {"one": (1, Tones.make(24, 1)), "two": (2, Tones.make(24, 2))}
+    sites = {"one": Tones.make(24, 1), "two": Tones.make(24, 2)}
     told = federated_averaging(config, sites, lambda *_: None)
     statistics = [name for name in told if "running" in name]
     assert len(statistics) == 2 * 2

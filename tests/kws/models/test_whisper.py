@@ -25,8 +25,8 @@ def folder(tmp_path: Path) -> Path:
     return checkpoint("whisper", tmp_path / "whisper", max_source_positions=1500)
 
 
-@pytest.mark.parametrize(("samples", "positions"), [(16_000, 50), (32_000, 100), (24_000, 100), (800, 50)])
-def test_the_positions_are_those_of_the_clip_in_whole_seconds(folder: Path, samples: int, positions: int) -> None:
+@pytest.mark.parametrize(("samples", "positions"), [(16_000, 100), (32_000, 150), (24_000, 150), (800, 100)])
+def test_the_positions_are_those_of_the_clip_and_a_second_behind_it(folder: Path, samples: int, positions: int) -> None:
     form = ClipFormat(num_samples=samples)
     whole = build_model(ModelRecipe(str(folder)), 0, form)
     cut = build_model(ModelRecipe(str(folder), cut_positions=True), 0, form)
@@ -45,11 +45,11 @@ def test_it_is_the_same_network_on_a_shorter_spectrogram(folder: Path) -> None:
     """By hand: convolutions and the first positions, then the layers, all as in the whole network."""
     whole = build_model(ModelRecipe(str(folder)), 0, SUPERB_KS).eval()
     cut = build_model(ModelRecipe(str(folder), cut_positions=True), 0, SUPERB_KS).eval()
-    spectrogram = WhisperFeatureExtractor(chunk_length=1)(SECOND[0].numpy(), sampling_rate=16_000, return_tensors="pt")
+    spectrogram = WhisperFeatureExtractor(chunk_length=2)(SECOND[0].numpy(), sampling_rate=16_000, return_tensors="pt")
     with torch.inference_mode():
         encoder = whole.network.encoder
         hidden = torch.nn.functional.gelu(encoder.conv1(spectrogram["input_features"]))
-        hidden = torch.nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2) + encoder.embed_positions.weight[:50]
+        hidden = torch.nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2) + encoder.embed_positions.weight[:100]
         for layer in encoder.layers:
             hidden = layer(hidden, None)
         mean = encoder.layer_norm(hidden).mean(dim=1)
@@ -78,16 +78,16 @@ def test_others_load_what_was_cut(folder: Path, tmp_path: Path, head: str) -> No
         with torch.inference_mode():
             assert torch.equal(build_model(recipe, 3, SUPERB_KS).eval()(SECOND), expected)
     without = tmp_path / "out" / "preprocessor_config.json"
-    assert json.loads(without.read_text())["chunk_length"] == 1
+    assert json.loads(without.read_text())["chunk_length"] == 2
     without.unlink()
     with torch.inference_mode():
         assert torch.equal(
             build_model(ModelRecipe(str(tmp_path / "out"), head=head), 3, SUPERB_KS).eval()(SECOND), expected
         )
-    with pytest.raises(ModelError, match=r"it has 50 positions, 50 a second; the clips have 2 s"):
-        build_model(ModelRecipe(str(tmp_path / "out"), cut_positions=True), 0, ClipFormat(num_samples=32_000))
-    with pytest.raises(ModelError, match=r"it hears 1 s, and the clips have 2 s"):
-        build_model(ModelRecipe(str(tmp_path / "out")), 0, ClipFormat(num_samples=32_000))
+    with pytest.raises(ModelError, match=r"it hears 2 s, and the clips have 3 s"):
+        build_model(ModelRecipe(str(tmp_path / "out"), cut_positions=True), 0, ClipFormat(num_samples=48_000))
+    with pytest.raises(ModelError, match=r"it hears 2 s, and the clips have 3 s"):
+        build_model(ModelRecipe(str(tmp_path / "out")), 0, ClipFormat(num_samples=48_000))
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS.keys() - {"whisper"}))
