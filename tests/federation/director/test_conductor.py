@@ -20,6 +20,7 @@ from rounds import MODEL, SIZES, Conducted, finish_round, messages, nothing, pac
 from federation.director.results import Results
 from federation.director.round import Phase, Reply
 from federation.director.uploads import Replaced, Silent
+from federation.policy import Sampling
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
 from federation.wire.models import ModelFile, Packed, Piece
 from federation.wire.transfer import Address, RoundOver
@@ -45,6 +46,62 @@ def play(rounds: Conducted, scores: list[dict[str, float]]) -> None:
 
 
 SCORES = [{"loss": 9.0, "accuracy": 0.1}, {"loss": 1.0, "accuracy": 0.9}, {"loss": 5.0, "accuracy": 0.4}]
+
+
+# Whom a round asks, and when the rounds end
+
+
+MANY = {f"site{number}": 1 for number in range(6)}
+
+
+def asked(rounds: Conducted) -> set[str]:
+    return {site for site in MANY if rounds.asks(site).tasks}
+
+
+def test_a_round_asks_those_that_are_drawn_and_a_restart_asks_the_same(tmp_path: Path) -> None:
+    draws = (Sampling(2, seed) for seed in range(100))
+    sampling = next(s for s in draws if "site0" not in s.draw(0, MANY, MANY) and "site0" in s.draw(1, MANY, MANY))
+    rounds = Conducted(tmp_path, rounds=2, sites=MANY, sampling=sampling, minimum_sites=2)
+    first, second = sampling.draw(0, MANY, MANY), sampling.draw(1, MANY, MANY.keys() - {"site0"})
+    assert asked(rounds) == set(first)
+    for resting in MANY.keys() - first:
+        assert rounds.asks(resting).over
+        assert (rounds.conductor.needs(resting), rounds.conductor.may_need(resting)) == (False, True)
+        with pytest.raises(RoundOver):
+            rounds.upload(resting, pack(ONE))
+    rounds.leaves("site0")
+    finish_round(rounds, 0, ONE, list(first))
+    assert rounds.changed == set(first) ^ set(second)
+    for _ in range(2):
+        assert asked(rounds) == set(second)  # site0 is back, and not in this round
+        rounds.restart()  # and now all are there when the conductor begins
+    finish_round(rounds, 1, ONE, list(second))
+    assert asked(rounds) == set(MANY)  # the last model is measured everywhere
+    took_part = {
+        (line["round"], line["metric_origin"]) for line in rounds.metrics if line["metric_name"] == "took_part"
+    }
+    assert took_part == {*((0, site) for site in first), *((1, site) for site in second)}
+
+
+def test_without_a_better_model_the_rounds_end_early(tmp_path: Path) -> None:
+    rounds = Conducted(tmp_path, rounds=9, patience=2)
+    accuracies = [0.1, 0.5, 0.4, 0.3]
+    for number, accuracy in enumerate(accuracies):
+        assert rounds.asks("small").tasks == (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL), number
+        for site in SIZES:
+            send(rounds, site, VALIDATE_AGGREGATED, number, {"accuracy": accuracy})
+            send(rounds, site, TRAIN, number, {**ONE, "loss": 0.1})
+            send(rounds, site, VALIDATE_LOCAL, number, {"accuracy": accuracy})
+    for restarts in range(2):
+        assert rounds.asks("small").tasks == (VALIDATE_AGGREGATED,), "what was trained meanwhile is measured"
+        (notice,) = set(rounds.notices)
+        assert notice == "stops early, after round 4: no accuracy since round 1 was better (0.5)"
+        if not restarts:
+            rounds.restart()
+    for site in SIZES:
+        send(rounds, site, VALIDATE_AGGREGATED, 4, {"accuracy": 0.2})
+    assert rounds.finished
+    assert rounds.state.progress().best_round == 1
 
 
 # The models
