@@ -290,7 +290,8 @@ class Conductor:
             raise ValueError("the trained model has not arrived")
         self.book.answer(site, task, number)
         gathering.take(results)
-        self._tell([self._line(task, metric, value, site) for metric, value in results.metrics.items()])
+        told = scores.merge({site: results.metrics}, {site: results.examples}, self._scores)
+        self._tell([self._line(task, metric, value, site) for metric, value in told.items()])
         if task == TRAIN:
             update, leave = gathering.uploads.freeze(site)
             self._adding.put((lambda: gathering.add(update, site, results.examples), leave))

@@ -143,6 +143,7 @@ def test_metrics_are_merged_by_the_sites_sizes_and_sums_are_added(tmp_path: Path
     assert rounds.told(VALIDATE_AGGREGATED) == {
         (0, "accuracy"): 0.25, (0, "loss"): 2.5, (0, "sum/all"): 8.0, (0, "sum/right"): 2.0,
     }  # fmt: skip
+    assert rounds.told(VALIDATE_AGGREGATED, "large")[0, "accuracy"] == 0.25
     assert rounds.state.progress().best_score == 0.25
 
 
