@@ -1,14 +1,10 @@
-"""Which sites a round asks, and when it may close, and an experiment go on, without some of them."""
+"""When a round may close, and an experiment go on, without some of its sites."""
 
-import hashlib
-import math
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 MOST_RETRIES = 10
 MOST_SITES = 1_000_000
-MOST_SEED = 2**32 - 1
 MOST_SECONDS = 10**8
 """Three years; a timer of the standard library takes it."""
 
@@ -60,49 +56,6 @@ class RoundPolicy:
                 f"minimum_sites is {minimum}, and a round asks only {sites} sites; start more, ask more or need fewer"
             )
         return replace(self, minimum_sites=minimum)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How many of its sites each round of training asks, drawn anew for each round (McMahan et al. 2017, fraction C).
-
-    sites: a number of sites, from 1; or a share of all, above 0 and below 1, rounded up. seed: of the draw; the same
-    seed, round and sites give the same draw wherever it is made.
-    """
-
-    sites: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        number = _is_number(self.sites, int, 1, MOST_SITES)
-        share = isinstance(self.sites, float) and 0 < self.sites < 1
-        problems = []
-        if not number and not share:
-            problems.append(f"sites is {self.sites!r:.60}; a number from 1 to {MOST_SITES}, or a share between 0 and 1")
-        if not _is_number(self.seed, int, 0, MOST_SEED):
-            problems.append(f"seed is {self.seed!r:.60}; 0 to {MOST_SEED}")
-        if problems:
-            raise ValueError("\n".join(problems))
-
-    def number(self, sites: int) -> int:
-        """How many sites a round asks of so many.
-
-        >>> Sampling(0.1).number(25), Sampling(4).number(3)
-        (3, 3)
-        """
-        return min(sites, self.sites if isinstance(self.sites, int) else math.ceil(self.sites * sites))
-
-    def draw(self, round_number: int, sites: Collection[str], present: Collection[str]) -> tuple[str, ...]:
-        """Whom a round asks, of those that are there, in the order of their names.
-
-        Each site's place in the draw depends on no other site: who is away is replaced, and the rest stays as it is.
-        """
-        chosen = sorted(present, key=lambda site: _rank(self.seed, round_number, site))[: self.number(len(sites))]
-        return tuple(sorted(chosen))
-
-
-def _rank(seed: int, round_number: int, site: str) -> bytes:
-    return hashlib.sha256(f"{seed} {round_number} {site}".encode()).digest()
 
 
 def _is_number(value: Any, kind: type, least: float, most: float) -> bool:

@@ -35,7 +35,7 @@ from openfl.transport.grpc.director_client import DirectorClient
 from federation.errors import REFUSALS, ExperimentFailed, FederationError, SubmissionRefused
 from federation.experiment import build, shipped
 from federation.logs import quieten_engine
-from federation.policy import RoundPolicy, Sampling
+from federation.policy import RoundPolicy
 from federation.schedule import NOTICE, TASK_NAMES, finished_rounds
 from federation.settings import Certificates
 from federation.wire import archives
@@ -43,6 +43,7 @@ from federation.wire.channels import CONNECT_SECONDS, CONNECTION_LOST, connect
 from federation.wire.description import Description
 from federation.wire.models import CHUNK, Packed, Piece
 from federation.wire.transfer import fetch_trained
+from rules.sampling import Sampling
 from rules.scores import Score
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import rules.scores
-from federation.policy import RoundPolicy, Sampling
+from federation.policy import RoundPolicy
 from federation.wire.updates import FORMATS
+from rules.sampling import Sampling
 
 VERSION = 1
 MAX_BYTES = 256 * 1024

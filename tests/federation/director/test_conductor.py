@@ -20,7 +20,6 @@ from rounds import MODEL, SIZES, Conducted, finish_round, messages, nothing, pac
 from federation.director.results import Results
 from federation.director.round import Phase, Reply
 from federation.director.uploads import Replaced, Silent
-from federation.policy import Sampling
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
 from federation.wire.models import ModelFile, Packed, Piece
 from federation.wire.transfer import Address, RoundOver
@@ -28,6 +27,7 @@ from rules.contract import Computed, State, Tensors
 from rules.exact import MOST_WEIGHT, mean
 from rules.registry import RULES
 from rules.running import KEPT
+from rules.sampling import Sampling
 from rules.scores import MOST_METRICS
 
 ONE = {"v": MODEL["v"] + 1, "w": MODEL["w"] + 1}

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.policy import RoundPolicy, Sampling
+from federation.policy import RoundPolicy
 from federation.wire.description import MAX_BYTES, MAX_DEPTH, Description
 from federation.wire.updates import FORMATS
+from rules.sampling import Sampling
 from rules.scores import Score
 
 NUMBERS = st.one_of(st.integers(-(2**64), 2**64), st.floats(allow_nan=False, allow_infinity=False))

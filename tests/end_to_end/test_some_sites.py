@@ -9,7 +9,8 @@ from processes import TOYS, ToyFederation
 
 from federation.errors import SubmissionRefused
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Metric
-from federation.policy import RoundPolicy, Sampling
+from federation.policy import RoundPolicy
+from rules.sampling import Sampling
 
 SITES = ("site1", "site2", "site3", "site4")
 ROUNDS = 6
