@@ -291,7 +291,9 @@ class Conductor:
         self.book.answer(site, task, number)
         gathering.take(results)
         told = scores.merge({site: results.metrics}, {site: results.examples}, self._scores)
-        self._tell([self._line(task, metric, value, site) for metric, value in told.items()])
+        self._tell(
+            [self._line(task, metric, value, site) for metric, value in told.items() if not scores.is_sum(metric)]
+        )
         if task == TRAIN:
             update, leave = gathering.uploads.freeze(site)
             self._adding.put((lambda: gathering.add(update, site, results.examples), leave))
@@ -372,8 +374,16 @@ class Conductor:
             self._tell([self._line("round", "took_part", float(site in took_part), site) for site in about])
         for task in self.book.tasks:
             merged = await self._run(gathering.merged, task, self._scores)
-            self._tell([self._line(task, metric, value, AGGREGATOR) for metric, value in merged.items()])
-            if task == VALIDATE_AGGREGATED:
+            final = task == VALIDATE_AGGREGATED  # of the others the sums are of no use to anybody
+            shown = {metric: value for metric, value in merged.items() if final or not scores.is_sum(metric)}
+            self._tell([self._line(task, metric, value, AGGREGATOR) for metric, value in shown.items()])
+            if final:
+                if self._description.best_metric not in merged:
+                    there = ", ".join(metric for metric in merged if not scores.is_sum(metric)) or "none"
+                    self._on_notice(
+                        f"the best model is to be chosen by {self._description.best_metric}, which nobody has measured "
+                        f"after round {number}; the sites' metrics are: {there}"
+                    )
                 self._keep_if_best(merged.get(self._description.best_metric, math.nan))
                 if trains:
                     self._stop_early(number)

@@ -81,7 +81,7 @@ def test_settings_that_are_not_allowed_are_named(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_frozen_part_is_another_is_refused_where_it_is_built(tmp_path: Path) -> None:
-    config = ExperimentConfig(model=small_recipe(tmp_path))
+    config = ExperimentConfig(small_recipe(tmp_path), Training(rounds=1))
     right = frozen_digest(build_model(config.model, config.training.seed, SUPERB_KS))
     model, _, _ = experiment(through_json(config, frozen=right))
     assert model.provide_model() is model.provide_model()
