@@ -20,7 +20,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -362,7 +362,11 @@ class Director(EngineDirector):  # type: ignore[misc]
         """
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
-            raise FederationError(f"this director knows no experiment {experiment_name:.120} of {caller:.120}")
+            mine = [each.name for each in self.experiments_registry.get_user_experiments(caller)]
+            raise FederationError(
+                f"this director knows no experiment {experiment_name:.120} of {caller:.120}, but {_some(mine)}; attach "
+                f"to one of those, or as the one who submitted it"
+            )
 
     def cancel(self, name: str, by: Who) -> str:
         """End an experiment that waits or runs; nothing is removed. Says what was done.
@@ -416,6 +420,16 @@ class Director(EngineDirector):  # type: ignore[misc]
         if experiment is None or caller not in experiment.users:
             return None
         return self.queue.status(experiment)
+
+
+def _some(names: Sequence[str], shown: int = 10) -> str:
+    """The last of these names, which are the newest.
+
+    >>> _some(["a", "b", "c"], 2), _some([])
+    ('1 more, b, c', 'none')
+    """
+    more = [f"{len(names) - shown} more"] if len(names) > shown else []
+    return ", ".join([*more, *names[-shown:]]) or "none"
 
 
 def _described(path: Path) -> Description:

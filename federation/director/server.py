@@ -92,7 +92,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             model: ModelFile | None = self.director.get_trained_model(experiment, by.name, kind)
         except FederationError as error:
             _refused(f"the {kind} model", by, error, experiment)
-            return None
+            raise
         except OSError as error:
             raise ValueError(f"the {kind} model of {experiment} cannot be read ({error})") from error
         if model:

@@ -174,7 +174,9 @@ class Sending:
             yield from packed.chunks(address.offset)
 
 
-def fetch_trained(channel: grpc.Channel, experiment: str, kind: str, path: Path) -> ModelFile | None:
+def fetch_trained(
+    channel: grpc.Channel, experiment: str, kind: str, path: Path, give_up_after: float = 10.0
+) -> ModelFile | None:
     """The best or the last model of an experiment as the file `path`; None when there is none yet."""
     call = channel.unary_stream(f"/{SERVICE}/Trained")
 
@@ -189,7 +191,7 @@ def fetch_trained(channel: grpc.Channel, experiment: str, kind: str, path: Path)
             raise
         return True
 
-    return ModelFile(path) if keep_trying(fetch, give_up_after=10.0) else None
+    return ModelFile(path) if keep_trying(fetch, give_up_after=give_up_after) else None
 
 
 def keep_trying(
@@ -214,8 +216,11 @@ def keep_trying(
             now = time.monotonic()
             if progress() > reached:
                 reached, lost_since = progress(), None
-            if error.code() not in CONNECTION_LOST or (lost_since and now > lost_since + give_up_after):
+            if error.code() not in CONNECTION_LOST:
                 raise FederationError(f"the director answered: {error.details()}") from error
+            if lost_since is not None and now > lost_since + give_up_after:
+                told = f"no word from the director for {give_up_after:.0f} s ({error.details()})"
+                raise FederationError(f"{told}; try again when it is back") from error
             if lost_since is None:
                 lost_since = now
                 logger.warning("the director is out of reach (%s); trying again", error.details())

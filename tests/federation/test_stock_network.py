@@ -2,13 +2,11 @@
 
 import asyncio
 import pickle
-import socket
 import subprocess
 import sys
 import threading
-import time
 import zipfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import asynccontextmanager, chdir, suppress
 from functools import partial
@@ -35,6 +33,7 @@ from openfl.transport.grpc.director_client import DirectorClient, ShardDirectorC
 from openfl.utilities.workspace import ExperimentWorkspace
 from processes import TOYS
 from rounds import GOOD, build, finish_round, messages, nothing, pack
+from served import SECONDS, SHAPES, Running, free_port, our_server, within
 from stock import fault
 from submissions import SMALL, zipped
 from toy.experiment import TASKS, Numbers, VectorModel
@@ -42,16 +41,14 @@ from toy_shard import ToyShard
 
 from federation import authority as certificates
 from federation.authority import Role
-from federation.director.access import guards
 from federation.director.conductor import Conductor
 from federation.director.director import Director
 from federation.director.results import Results
-from federation.director.server import DirectorServer
 from federation.errors import ArchiveRefused, SubmissionRefused
 from federation.notebook.handle import FederationHandle
 from federation.notebook.handle import _Client as OurClient
 from federation.schedule import TRAIN
-from federation.settings import Certificates, DirectorSettings, EnvoySettings, certificates_beside, load_envoy
+from federation.settings import Certificates, EnvoySettings, certificates_beside, load_envoy
 from federation.site.client import SiteClient
 from federation.site.envoy import Envoy
 from federation.site.listing import lines
@@ -61,67 +58,6 @@ from federation.wire.models import save
 from federation.wire.transfer import Address
 
 BOTH = ["site1", "site2"]
-SHAPES = {"sample_shape": ["4"], "target_shape": ["1"]}
-SECONDS = 20.0
-"""Longest time that anything may take which ends by itself."""
-
-
-async def within(seconds: float, condition: Callable[[], Any]) -> bool:
-    """Whether it becomes true in time; the loop goes on meanwhile."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        await _pause(0.01)
-    return bool(condition())
-
-
-_pause = asyncio.sleep  # a test may shorten the engine's sleeps
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        return int(taken.getsockname()[1])
-
-
-class Running:
-    """A director's server that answers on a port of this machine, in a thread."""
-
-    def __init__(self, make: Callable[..., Any], **settings: Any) -> None:
-        self.port = free_port()
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-
-        async def made() -> Any:
-            place = {"listen_host": "localhost", "listen_port": self.port}
-            return make(envoy_health_check_period=60, **place, **SHAPES, **settings)
-
-        self.server = self.do(made())
-        self._serving = asyncio.run_coroutine_threadsafe(self.server._run_server(), self.loop)
-        self.do(within(SECONDS, lambda: self.listens() or self._serving.done()))
-
-    @property
-    def director(self) -> Any:
-        """The director behind the server."""
-        return self.server.director
-
-    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(SECONDS)
-
-    def listens(self) -> bool:
-        """Whether the port is open."""
-        with socket.socket() as tried:
-            return tried.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def close(self) -> None:
-        """Stop the server and its thread."""
-        self.do(self.server.server.stop(None))
-        self._serving.cancel()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(SECONDS)
-        self.loop.close()
 
 
 def our_director(folder: Path, **settings: Any) -> Director:
@@ -130,15 +66,6 @@ def our_director(folder: Path, **settings: Any) -> Director:
 
 def stock_director(_: Path, **settings: Any) -> EngineDirector:
     return EngineDirector(tls=False, **SHAPES, **settings)
-
-
-def our_server(folder: Path, **settings: Any) -> DirectorServer:
-    server = DirectorServer(director_cls=Director, state_root=folder / "state", **{"tls": False, **settings})
-    server.root_dir = folder
-    if server.tls:
-        paths = Certificates(server.root_certificate, server.private_key, server.certificate)
-        server.guards = guards(DirectorSettings(certificates=paths))
-    return server
 
 
 def stock_server(folder: Path, **settings: Any) -> DirectorGRPCServer:
