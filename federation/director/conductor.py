@@ -35,7 +35,7 @@ from federation.director.results import Results
 from federation.director.room import Room
 from federation.director.round import Phase, Reply, RoundBook, Terms, Timer
 from federation.director.state import ExperimentState
-from federation.director.uploads import IDLE_SECONDS, Run
+from federation.director.uploads import IDLE_SECONDS, Cut, Run
 from federation.errors import disk_problem
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, finished_rounds, tasks_of
 from federation.wire.description import Description
@@ -232,7 +232,7 @@ class Conductor:
         Raises:
             RoundOver: it is another round's turn, or the round goes on without this site.
             ValueError: it is not an update of this round's model; says which tensor.
-            Replaced, Silent: see there.
+            Replaced, Silent, Cut: see there.
             OSError: it cannot be kept.
         """
         site, number = address.site, address.round
@@ -252,6 +252,9 @@ class Conductor:
             await self._expect(number).uploads.receive(address, heard(), check, begin)
         except ValueError as error:
             logger.error("site %s: its update was refused: %s", site, error, extra=self._about(site))
+            raise
+        except Cut as error:
+            logger.info("site %s: %s", site, error, extra=self._about(site))
             raise
         except OSError as error:
             check()  # the round may have gone on, and its folder with it

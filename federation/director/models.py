@@ -9,7 +9,7 @@ import grpc
 
 from federation.director.conductor import Conductor
 from federation.director.room import Room
-from federation.director.uploads import Replaced, Silent
+from federation.director.uploads import Cut, Replaced, Silent
 from federation.errors import FederationError
 from federation.wire.models import ModelFile
 from federation.wire.transfer import SERVICE, Address, RoundOver
@@ -125,7 +125,7 @@ async def _told(context: Any) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except Replaced as error:
         await context.abort(grpc.StatusCode.ABORTED, str(error))
-    except Silent as error:  # an honest site whose line was down goes on where it stopped
+    except (Cut, Silent) as error:  # an honest site whose line was down goes on where it stopped
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     except (ValueError, FederationError) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

@@ -327,6 +327,7 @@ async def serve(settings: DirectorSettings) -> None:
             experiments.cancel()
             server.director.leave()
             await server.server.stop(grace=1)  # time enough to tell the readers
+            await server.director.gone()  # before another one may have the folder
 
 
 @contextmanager
