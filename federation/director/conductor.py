@@ -41,7 +41,7 @@ from federation.schedule import TRAIN, VALIDATE_AGGREGATED, finished_rounds, tas
 from federation.wire.description import Description
 from federation.wire.metadata import AGGREGATOR
 from federation.wire.models import updates_folder
-from federation.wire.transfer import Address, RoundOver
+from federation.wire.transfer import Address, RoundOver, UpdateLost
 from rules import scores
 from rules.registry import build
 
@@ -267,7 +267,8 @@ class Conductor:
         What was taken before, or comes too late, changes nothing.
 
         Raises:
-            ValueError: nobody has asked for that, a metric cannot be taken, or the trained model has not come.
+            ValueError: nobody has asked for that, or a metric cannot be taken.
+            UpdateLost: the trained model has not come, or came before the director was started.
         """
         site, task, number = results.site, results.task, results.round
         reply = self.book.expects(site, task, number)
@@ -278,7 +279,7 @@ class Conductor:
             raise ValueError(problem)
         gathering = self._expect(number)
         if task == TRAIN and not gathering.uploads.has(site):
-            raise ValueError("the trained model has not arrived")
+            raise UpdateLost("the trained model has not arrived")
         self.book.answer(site, task, number)
         gathering.take(results)
         self._tell([self._line(task, metric, value, site) for metric, value in results.metrics.items()])

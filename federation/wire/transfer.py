@@ -40,6 +40,14 @@ class RoundOver(FederationError):
     """The round that a site works on has been closed without it."""
 
 
+class UpdateLost(FederationError):
+    """The director has not got what a site says that it has trained: it was started again since that came."""
+
+
+UPDATE_LOST = grpc.StatusCode.DATA_LOSS
+"""What the director then answers."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Which model a call is about, and where a transfer goes on.
@@ -202,7 +210,7 @@ def keep_trying(
     progress: bytes that have arrived so far; as long as they grow, nobody gives up.
 
     Raises:
-        RoundOver: the aggregator says so.
+        RoundOver, UpdateLost: the director says so.
         FederationError: any other answer, or no connection for `give_up_after` seconds.
     """
     lost_since: float | None = None
@@ -213,6 +221,8 @@ def keep_trying(
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 raise RoundOver(error.details()) from None
+            if error.code() is UPDATE_LOST:
+                raise UpdateLost(error.details()) from None
             now = time.monotonic()
             if progress() > reached:
                 reached, lost_since = progress(), None

@@ -24,15 +24,13 @@ from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, utils
 from openfl.transport import AggregatorGRPCClient, AggregatorGRPCServer
 from openfl.transport.grpc.grpc_channel_options import channel_options
 from openfl.utilities import TensorKey
-from rounds import SIZES, TASKS, Conducted, at_once, build, finish_round, messages, model, send, soon
+from rounds import SIZES, TASKS, Conducted, build, finish_round, messages, model, send, soon
+from served import ServedRounds
 from stock import fault
 from toy import experiment as toy
 from toy_shard import ToyShard
 
-from federation.director.models import ModelServer
 from federation.director.results import RESULTS_BYTES, joined
-from federation.director.room import Room
-from federation.director.router import AggregatorRouter
 from federation.errors import FederationError
 from federation.experiment import build as experiment_of
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, tasks_of
@@ -227,17 +225,6 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]
         return continuation(details)
 
 
-class OurCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """The same of a server of coroutines."""
-
-    def __init__(self) -> None:
-        self.made: list[str] = []
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        self.made.append(details.method.rpartition("/")[2])
-        return await continuation(details)
-
-
 class StockServer:
     """An aggregator on a port of this machine."""
 
@@ -253,40 +240,13 @@ class StockServer:
         self._server.stop(None)
 
 
-class OurServer:
-    """A conductor on a port of this machine; its event loop runs in a thread."""
-
-    def __init__(self, rounds: Conducted) -> None:
-        self.calls = OurCalls()
-        self._listens, self._over = threading.Event(), asyncio.Event()
-        self._loop = rounds.runner.get_loop()
-        self._thread = threading.Thread(target=lambda: rounds.runner.run(self._serve(rounds)), daemon=True)
-        self._thread.start()
-        assert self._listens.wait(10)
-
-    async def _serve(self, rounds: Conducted) -> None:
-        server = grpc.aio.server(interceptors=[self.calls], options=channel_options)
-        found = lambda _: rounds.conductor  # noqa: E731
-        aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorRouter(found), server)
-        ModelServer(found, lambda *_: None, lambda _: None, at_once, Room()).add_to(server)
-        self.port = server.add_insecure_port("localhost:0")
-        await server.start()
-        self._listens.set()
-        await self._over.wait()
-        await server.stop(None)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
-
-
 @pytest.fixture
 def serve() -> Iterator[Callable[..., tuple[int, Any]]]:
     """Put rounds on a port of this machine; returns the port, and what is called."""
     servers: list[Any] = []
 
     def start(rounds: Any) -> tuple[int, Any]:
-        servers.append(OurServer(rounds) if isinstance(rounds, Conducted) else StockServer(rounds))
+        servers.append(ServedRounds(rounds) if isinstance(rounds, Conducted) else StockServer(rounds))
         return servers[-1].port, servers[-1].calls
 
     yield start

@@ -22,7 +22,7 @@ from federation.director.round import Phase, Reply
 from federation.director.uploads import Cut, Replaced, Silent
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
 from federation.wire.models import ModelFile, Packed, Piece
-from federation.wire.transfer import Address, RoundOver
+from federation.wire.transfer import Address, RoundOver, UpdateLost
 from rules.contract import Computed, State, Tensors
 from rules.exact import MOST_WEIGHT, mean
 from rules.registry import RULES
@@ -386,7 +386,7 @@ def test_what_is_no_update_of_this_model_is_refused(
     rounds = Conducted(tmp_path)
     with pytest.raises(ValueError, match=complaint):
         rounds.upload("small", pack(tensors))
-    with pytest.raises(ValueError, match="the trained model has not arrived"):
+    with pytest.raises(UpdateLost, match="the trained model has not arrived"):
         rounds.take("small", TRAIN)
     assert rounds.updates == []
 
