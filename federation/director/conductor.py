@@ -35,13 +35,13 @@ from federation.director.results import Results
 from federation.director.room import Room
 from federation.director.round import Phase, Reply, RoundBook, Terms, Timer
 from federation.director.state import ExperimentState
-from federation.director.uploads import IDLE_SECONDS, Run
+from federation.director.uploads import IDLE_SECONDS, Cut, Run
 from federation.errors import disk_problem
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, finished_rounds, tasks_of
 from federation.wire.description import Description
 from federation.wire.metadata import AGGREGATOR
 from federation.wire.models import updates_folder
-from federation.wire.transfer import Address, RoundOver
+from federation.wire.transfer import Address, RoundOver, UpdateLost
 from rules import scores
 from rules.registry import build
 
@@ -244,7 +244,7 @@ class Conductor:
         Raises:
             RoundOver: it is another round's turn, or the round goes on without this site.
             ValueError: it is not an update of this round's model; says which tensor.
-            Replaced, Silent: see there.
+            Replaced, Silent, Cut: see there.
             OSError: it cannot be kept.
         """
         site, number = address.site, address.round
@@ -265,6 +265,9 @@ class Conductor:
         except ValueError as error:
             logger.error("site %s: its update was refused: %s", site, error, extra=self._about(site))
             raise
+        except Cut as error:
+            logger.info("site %s: %s", site, error, extra=self._about(site))
+            raise
         except OSError as error:
             check()  # the round may have gone on, and its folder with it
             self.end(disk_problem(f"round {number + 1} of {self.name}", error))
@@ -276,7 +279,8 @@ class Conductor:
         What was taken before, or comes too late, changes nothing.
 
         Raises:
-            ValueError: nobody has asked for that, a metric cannot be taken, or the trained model has not come.
+            ValueError: nobody has asked for that, or a metric cannot be taken.
+            UpdateLost: the trained model has not come, or came before the director was started.
         """
         site, task, number = results.site, results.task, results.round
         reply = self.book.expects(site, task, number)
@@ -287,7 +291,7 @@ class Conductor:
             raise ValueError(problem)
         gathering = self._expect(number)
         if task == TRAIN and not gathering.uploads.has(site):
-            raise ValueError("the trained model has not arrived")
+            raise UpdateLost("the trained model has not arrived")
         self.book.answer(site, task, number)
         gathering.take(results)
         told = scores.merge({site: results.metrics}, {site: results.examples}, self._scores)

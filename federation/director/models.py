@@ -9,7 +9,8 @@ import grpc
 
 from federation.director.conductor import Conductor
 from federation.director.room import Room
-from federation.director.uploads import Replaced, Silent
+from federation.director.uploads import Cut, Replaced, Silent
+from federation.errors import FederationError
 from federation.wire.models import ModelFile
 from federation.wire.transfer import SERVICE, Address, RoundOver
 
@@ -23,7 +24,8 @@ class ModelServer:
 
     Args:
         conductor_of: the conductor of the experiment with this id, or None.
-        trained: the file of an experiment's best or last model, for a caller; None when there is none.
+        trained: the file of an experiment's best or last model, for a caller; None when there is none yet, an error
+            where the experiment is not this caller's.
         caller: the name in the certificate behind a call, or None in plain mode.
         run: calls a function in a thread, where it may wait for the disk.
         downloads: room for what is being sent.
@@ -123,9 +125,9 @@ async def _told(context: Any) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except Replaced as error:
         await context.abort(grpc.StatusCode.ABORTED, str(error))
-    except Silent as error:  # an honest site whose line was down goes on where it stopped
+    except (Cut, Silent) as error:  # an honest site whose line was down goes on where it stopped
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-    except ValueError as error:
+    except (ValueError, FederationError) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except OSError as error:
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the director cannot keep it: {error}")
