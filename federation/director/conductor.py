@@ -24,7 +24,12 @@ import logging
 import math
 import shutil
 import time
+<<<<<<< HEAD
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+=======
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+>>>>>>> h-engine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,14 +259,15 @@ class Conductor:
             if self.book.expects(site, TRAIN, number) is Reply.LATE:
                 raise RoundOver(f"round {number + 1} goes on without site {site}")
 
-        async def heard() -> AsyncIterator[bytes]:
+        async def heard() -> AsyncGenerator[bytes, None]:
             async for message in messages:
                 self.heard(site)  # a site on a slow line may send one model for minutes
                 yield message
 
         check()
         try:
-            await self._expect(number).uploads.receive(address, heard(), check, begin)
+            async with aclosing(heard()) as told:
+                await self._expect(number).uploads.receive(address, told, check, begin)
         except ValueError as error:
             logger.error("site %s: its update was refused: %s", site, error, extra=self._about(site))
             raise

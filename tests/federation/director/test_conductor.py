@@ -696,7 +696,7 @@ class Story(RuleBasedStateMachine):
         book = self.rounds.conductor.book
         try:
             taken = book.expects(site, task, self.round + number) is Reply.TAKEN
-        except ValueError:
+        except (ValueError, UpdateLost):
             taken = False
         if taken and task == TRAIN and site in self.whole:
             self.counted[site] = self.whole[site]
