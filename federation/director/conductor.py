@@ -24,12 +24,8 @@ import logging
 import math
 import shutil
 import time
-<<<<<<< HEAD
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-=======
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
->>>>>>> h-engine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

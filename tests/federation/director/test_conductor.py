@@ -696,11 +696,11 @@ class Story(RuleBasedStateMachine):
         book = self.rounds.conductor.book
         try:
             taken = book.expects(site, task, self.round + number) is Reply.TAKEN
-        except (ValueError, UpdateLost):
+        except ValueError:
             taken = False
         if taken and task == TRAIN and site in self.whole:
             self.counted[site] = self.whole[site]
-        with suppress(ValueError):
+        with suppress(ValueError, UpdateLost):
             self.rounds.take(site, task, self.round + number)
         self.follow()
 
