@@ -108,7 +108,7 @@ def crowd(costs: Sequence[Cost]) -> str:
         "peak MB",
         "open files",
         "longest call, s",
-        "with its turn",
+        "with a turn",
     ]
     most = costs[-1]
     held = [

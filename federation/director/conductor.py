@@ -296,10 +296,8 @@ class Conductor:
             raise UpdateLost("the trained model has not arrived")
         self.book.answer(site, task, number)
         gathering.take(results)
-        told = scores.merge({site: results.metrics}, {site: results.examples}, self._scores)
-        self._tell(
-            [self._line(task, metric, value, site) for metric, value in told.items() if not scores.is_sum(metric)]
-        )
+        own = scores.merge({site: results.metrics}, {site: results.examples}, self._scores)
+        self._tell([self._line(task, name, value, site) for name, value in own.items() if not scores.is_sum(name)])
         if task == TRAIN:
             update, leave = gathering.uploads.freeze(site)
             self._adding.put((lambda: gathering.add(update, site, results.examples), leave))
@@ -380,17 +378,10 @@ class Conductor:
             self._tell([self._line("round", "took_part", float(site in took_part), site) for site in about])
         for task in self.book.tasks:
             merged = await self._run(gathering.merged, task, self._scores)
-            final = task == VALIDATE_AGGREGATED  # of the others the sums are of no use to anybody
-            shown = {metric: value for metric, value in merged.items() if final or not scores.is_sum(metric)}
-            self._tell([self._line(task, metric, value, AGGREGATOR) for metric, value in shown.items()])
-            if final:
-                if self._description.best_metric not in merged:
-                    there = ", ".join(metric for metric in merged if not scores.is_sum(metric)) or "none"
-                    self._on_notice(
-                        f"the best model is to be chosen by {self._description.best_metric}, which nobody has measured "
-                        f"after round {number}; the sites' metrics are: {there}"
-                    )
-                self._keep_if_best(merged.get(self._description.best_metric, math.nan))
+            shown = {n: v for n, v in merged.items() if task == VALIDATE_AGGREGATED or not scores.is_sum(n)}
+            self._tell([self._line(task, name, value, AGGREGATOR) for name, value in shown.items()])
+            if task == VALIDATE_AGGREGATED:
+                self._keep_if_best(merged)
                 if trains:
                     self._stop_early(number)
         unchanged, keeps = frozenset[str](), False
@@ -441,9 +432,15 @@ class Conductor:
             logger.error("round %d of %s", self.round + 1, self.name, exc_info=error, extra=self._about())
             self.end(f"round {self.round + 1}: the sites' results do not go together: {error!r}")
 
-    def _keep_if_best(self, score: float) -> None:
+    def _keep_if_best(self, merged: Mapping[str, float]) -> None:
         """Of equal scores the later one counts, since that model has learned longer."""
+        score = merged.get(self._description.best_metric, math.nan)
         if not math.isfinite(score):
+            there = ", ".join(name for name in merged if not scores.is_sum(name)) or "none"
+            self._on_notice(
+                f"the best model is chosen by {self._description.best_metric}, which nobody has measured; the sites' "
+                f"metrics are: {there}"
+            )
             return
         sign = 1.0 if self._description.best_direction == "max" else -1.0
         if self._best_score is None or sign * score >= sign * self._best_score:

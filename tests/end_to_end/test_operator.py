@@ -54,7 +54,7 @@ def test_cancel_never_deletes_and_everyone_is_named(toys: ToyFederation) -> None
     with pytest.raises(ExperimentFailed, match="knows no experiment precious of eve"):
         list(stranger.metrics())
     for what in ("the best model", "metrics"):
-        toys.wait_for("director", rf"refused: {what} to eve: .* no experiment precious of eve .*caller=eve", 1)
+        toys.wait_for("director", rf"refused: {what} to eve: .* no experiment precious of eve, .*caller=eve", 1)
 
 
 def test_an_experimenter_removes_what_is_over_and_says_so(toys: ToyFederation) -> None:

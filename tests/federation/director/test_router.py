@@ -2,19 +2,20 @@
 
 import gc
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, base_pb2
 from rounds import Conducted, pack
 from served import ServedRounds
 from toy_shard import ToyShard
 
 from federation.experiment import build
-from federation.schedule import TRAIN
+from federation.schedule import TRAIN, VALIDATE_AGGREGATED
 from federation.site.client import RoundClient
 from federation.site.collaborator import Collaborator
 from federation.site.worker import Worker
@@ -61,6 +62,57 @@ def test_a_restart_between_any_two_calls_changes_nothing(at: int, tmp_path: Path
     assert rounds.failures == []
     assert rounds.finished
     np.testing.assert_array_equal(rounds.model("last")["vector"], 2.0)
+
+
+@pytest.fixture
+def five(tmp_path: Path) -> Iterator[tuple[Conducted, Any]]:
+    """Rounds of five sites, and how one of them sends whatever it likes."""
+    rounds = Conducted(tmp_path, rounds=2, sites={f"s{number}": 1 for number in range(5)})
+    served = ServedRounds(rounds)
+    channel = grpc.insecure_channel(f"localhost:{served.port}")
+
+    def send(sender: str = "s0", task: str = TRAIN, number: int = 0, federation: str = "federation", **metrics: float):
+        tensors = [
+            base_pb2.NamedTensor(name=name, tags=["metric"], data_bytes=np.float32(value).tobytes())
+            for name, value in (metrics or {"loss": 1.0}).items()
+        ]
+        header = aggregator_pb2.MessageHeader(sender=sender, receiver="aggregator", federation_uuid=federation)
+        whole = aggregator_pb2.TaskResults(
+            header=header, round_number=number, task_name=task, data_size=1, tensors=tensors
+        ).SerializeToString()
+        stub = aggregator_pb2_grpc.AggregatorStub(channel)
+        stub.SendLocalTaskResults(iter([base_pb2.DataStream(size=len(whole), npbytes=whole)]))
+
+    yield rounds, send
+    channel.close()
+    served.stop()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"task": "invented"}, {"task": ""}, {"task": "round"}, {"task": "notice"}, {"task": "validate_global"},
+        {"number": 99}, {"number": -1}, {"sender": "s9"}, {"sender": "aggregator"}, {"sender": "round"}, {"sender": ""},
+        {"loss": float("nan")}, {"loss": float("inf")}, {"task": VALIDATE_AGGREGATED, "accuracy": float("nan")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_one_site_sends_closes_no_round_and_is_not_the_directors_word(sent: dict[str, Any], five: Any) -> None:
+    rounds, send = five
+    with pytest.raises(grpc.RpcError) as refused:
+        send(**sent)
+    assert refused.value.code().name in ("INVALID_ARGUMENT", "PERMISSION_DENIED")
+    assert rounds.metrics == []
+    assert rounds.number == 0
+    assert len(rounds.conductor.book.waiting) == 5
+
+
+def test_a_result_that_is_sent_twice_counts_once_over_the_wire(five: Any) -> None:
+    rounds, send = five
+    for _ in range(5):
+        send(task=VALIDATE_AGGREGATED, accuracy=0.5)
+    assert [(line["metric_origin"], line["metric_name"]) for line in rounds.metrics] == [("s0", "accuracy")]
+    assert rounds.number == 0
 
 
 def test_no_update_stays_in_memory_once_it_is_on_disk(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import TOYS
@@ -10,7 +11,7 @@ from served import Running, our_server
 
 from federation import authority as certificates
 from federation.authority import Role
-from federation.errors import FederationError
+from federation.errors import FederationError, SubmissionRefused
 from federation.notebook import handle
 from federation.notebook.handle import ExperimentHandle, FederationHandle
 from federation.settings import certificates_beside
@@ -18,10 +19,10 @@ from federation.settings import certificates_beside
 Call = Callable[[FederationHandle, ExperimentHandle], object]
 
 
-def submit(federation: FederationHandle, _: ExperimentHandle) -> object:
+def submit(federation: FederationHandle, _: ExperimentHandle, **more: Any) -> object:
     return federation.submit(
         "new", package=TOYS / "toy", entry_point="toy.experiment:experiment", settings={}, rounds=1,
-        best_metric="accuracy",
+        best_metric="accuracy", **more,
     )  # fmt: skip
 
 
@@ -83,6 +84,23 @@ def test_no_site_is_there(director: Running, authority: Path) -> None:
     assert federation.sites() == []
     with pytest.raises(FederationError, match="no envoy is online; start one"):
         submit(federation, federation.attach("new"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"name": "mine"}, "(?s)rule.*mine.*mean, median"),
+        ({"name": "toy.experiment:rule"}, "rule.name is .*allowed: up to 50 letters"),
+        ({"name": "median", "made_up": 1.0}, "rule.made_up is no number of .median."),
+    ],
+)
+def test_a_rule_that_the_director_has_not_got(
+    rule: dict[str, Any], words: str, director: Running, authority: Path
+) -> None:
+    """Nor one that lies in the package: what is shipped runs at sites only."""
+    federation = connected(director, authority, "ada")
+    with pytest.raises(SubmissionRefused, match=words):
+        submit(federation, federation.attach("new"), rule=rule)
 
 
 @pytest.fixture(scope="module")
