@@ -68,7 +68,7 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
     model = build_model(config.model, config.training.seed, SUPERB_KS)
     rounds = []
     federated_averaging(
-        config, {"pooled": everything}, lambda *_: None, "cpu", lambda _, weights: rounds.append(weights)
+        config, {"pooled": everything}, lambda *_: None, after_round=lambda _, weights: rounds.append(weights)
     )
     losses = []
     for weights in rounds:

@@ -32,6 +32,7 @@ class Paper:
         self.heard: list[tuple[str, int, int, dict[str, float]]] = []
         self.updates: list[np.ndarray] = []
         self.closed: set[int] = set()
+        self.best: int | None = None
 
     def model(self, round_number: int) -> ModelParts:
         """The model of a round: all its elements are ten times the round's number."""
