@@ -152,7 +152,7 @@ def test_what_no_site_has_changed_does_not_travel_again(tmp_path: Path) -> None:
     (tmp_path / "rest").write_bytes(rest)
     assert set(ModelFile(tmp_path / "whole")) == {"v", "w"}
     assert set(ModelFile(tmp_path / "rest")) == {"w"}
-    assert ModelFile(tmp_path / "rest").metadata == {"unchanged": '["v"]'}
+    assert ModelFile(tmp_path / "rest").metadata == {"unchanged": '["v"]', "best": "0"}
     assert b"".join(rounds.conductor.model_for(1, 0).chunks(10)) == rest[10:]
     assert rounds.conductor.model_for(1, 0).bytes == rest
 
