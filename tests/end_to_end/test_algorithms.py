@@ -118,7 +118,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("capped", "median")
+"""What starts no more processes than it has to; fedadam, scaffold and personal come below, and are killed besides."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_real_processes_compute_what_the_simulation_computes(shared: Federation, name: str) -> None:
     training = SGD if name == "scaffold" else TRAINING
     config = ExperimentConfig(training=replace(training, keep_optimizer=name != "personal"), algorithm=CASES[name])
@@ -146,7 +152,7 @@ def test_a_head_of_its_own_stays_at_the_site_after_the_end(shared: Federation) -
     assert not list(shared.logs.glob("sites/one/*/*.state"))  # what belongs to the experiment is gone with it
 
 
-@pytest.mark.parametrize("name", ["fedadam", "scaffold", "personal"])
+@pytest.mark.parametrize("name", ["fedadam", "scaffold", pytest.param("personal", marks=pytest.mark.slow)])
 def test_killed_in_the_middle_of_a_round_and_started_again_it_computes_the_same(shared: Federation, name: str) -> None:
     training = replace(SGD if name == "scaffold" else TRAINING, rounds=4)
     config = ExperimentConfig(training=training, algorithm=CASES[name])
