@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import transformers
 
 from kws.batches import Heard, Inputs
 from kws.caching import heard_by
@@ -25,7 +26,7 @@ from kws.model import Classifier, build_model, load_weights
 from kws.training import evaluate
 from lab.algorithms import rule_of
 from lab.presets import preset
-from lab.simulation import federated_averaging
+from lab.simulation import Weights, federated_averaging
 from rules.contract import InMemory, Rule, State, Tensors
 from rules.in_memory import StateInMemory, next_state
 from shard_descriptors.clips.clip_set import ClipSet
@@ -35,7 +36,7 @@ from shard_descriptors.sources.speech_commands import load
 from shard_descriptors.utterances import Utterance
 
 SEEDS = (0, 1, 2)
-ROUNDS = 10
+ROUNDS = 4
 PARTITIONS: dict[str, tuple[Mapping[str, object], int]] = {
     "2 sites by speaker": ({"scheme": "speakers"}, 2),
     "10 sites by speaker": ({"scheme": "speakers"}, 10),
@@ -116,16 +117,15 @@ class Cell:
 
 
 def cells(seeds: Sequence[int] = SEEDS) -> list[Cell]:
-    """All of them; Krum is left out where there are too few sites."""
-    table = [
-        Cell(partition, algorithm, "none", seed)
+    """All of them, one seed after the other; Krum is left out where there are too few sites."""
+    honest = [
+        (partition, algorithm, "none")
         for partition, (_, sites) in PARTITIONS.items()
         for algorithm, (settings, _) in ALGORITHMS.items()
-        for seed in seeds
         if rule_of(settings).least_sites <= sites
     ]
-    attacked = f"{SITES_ATTACKED} sites by speaker"
-    return table + [Cell(attacked, name, kind, seed) for name in ATTACKED for kind in GARBAGE for seed in seeds]
+    spoiled = [(f"{SITES_ATTACKED} sites by speaker", name, kind) for name in ATTACKED for kind in GARBAGE]
+    return [Cell(*each, seed) for seed in seeds for each in (*honest, *spoiled)]
 
 
 def measure_algorithms(
@@ -137,17 +137,23 @@ def measure_algorithms(
     if kept.exists():
         before = json.loads(kept.read_text())
         found = before["cells"] if before["about"] == about else {}
+    transformers.logging.set_verbosity_error()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     base = preset("superb_ks", model=str(encoder))
     base = replace(base, training=replace(base.training, rounds=rounds))
     utterances = load(corpus).utterances
     todo = [cell for cell in cells(seeds) if cell.key not in found]
-    train, test = (heard(base, utterances, split) for split in ("train", "test")) if todo else (None, None)
+    if not todo:
+        return {"about": about, "cells": found}
+    train, test = (heard(base, utterances, split) for split in ("train", "test"))
+    partitions = {name: sites_of(name, utterances, train) for name in dict.fromkeys(cell.partition for cell in todo)}
+    judge = build_model(base.model, 0, test.clips.format)
     for number, cell in enumerate(todo, 1):
         begun = time.perf_counter()
-        assert train
-        assert test
-        found[cell.key] = scores = measured(cell, base, sites_of(cell.partition, utterances, train), test)
+        config, weights = trained(cell, base, partitions[cell.partition])
+        load_weights(judge, weights)  # all that a cell has trained
+        told = evaluate(judge, test, config.training).scalars()
+        found[cell.key] = scores = {name: told[name] for name in ("accuracy", "macro_f1")}
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(json.dumps({"about": about, "cells": found}, indent=1))
         seconds = time.perf_counter() - begun
@@ -190,16 +196,12 @@ def sites_of(partition: str, utterances: Sequence[Utterance], train: Heard) -> d
     return sites
 
 
-def measured(cell: Cell, base: ExperimentConfig, sites: Mapping[str, Heard], test: Heard) -> dict[str, float]:
-    """Accuracy and macro-F1 of the last round's model on the test speakers."""
+def trained(cell: Cell, base: ExperimentConfig, sites: Mapping[str, Heard]) -> tuple[ExperimentConfig, Weights]:
+    """The cell's experiment, and the weights after its last round."""
     algorithm, changes = ALGORITHMS[cell.algorithm]
     config = replace(base, algorithm=algorithm, training=replace(base.training, seed=cell.seed, **changes))
     rule = Spoiled(rule=rule_of(algorithm), garbage=cell.garbage, seed=cell.seed) if cell.garbage != "none" else None
-    weights = federated_averaging(config, sites, lambda *_: None, rule=rule)
-    model = build_model(config.model, cell.seed, test.clips.format)
-    load_weights(model, weights)
-    scores = evaluate(model, test, config.training).scalars()
-    return {name: scores[name] for name in ("accuracy", "macro_f1")}
+    return config, federated_averaging(config, sites, lambda *_: None, rule=rule)
 
 
 def spread(found: Mapping[str, Mapping[str, float]], cell: Cell, seeds: Sequence[int], metric: str) -> str:
