@@ -14,13 +14,13 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 
 import torch
 
 from kws.caching import heard_by
-from kws.config import ExperimentConfig
+from kws.config import Algorithm, ExperimentConfig
 from kws.metrics import METRICS, Evaluation
 from kws.model import build_model, load_weights
 from kws.training import evaluate
@@ -90,6 +90,7 @@ def _train(config: ExperimentConfig, job: Baseline, validation: ClipSet, test: C
         if best is None or METRICS[config.best_metric].better(scores[config.best_metric], best[0]):
             best = scores[config.best_metric], weights
 
+    config = replace(config, algorithm=Algorithm())  # there is nobody to come together with
     clips = Joined([ClipSet(own, test.format) for own in job.sites])
     federated_averaging(config, {job.name: clips}, run.add_metrics, device, after_round=choose)
     assert best is not None
