@@ -38,8 +38,7 @@ class _Adaptive(Averaging):
             d = mean.read(name, place) - x
             m: Floats = beta * first(name, place) + (1 - beta) * d
             v = self.second(second(name, place), d * d)
-            moved: Floats = x + rate * (m / (np.sqrt(v) + tau))
-            return moved, m, v
+            return np.asarray(x + rate * (m / (np.sqrt(v) + tau)), np.float32), m, v
 
         arrays, model = together(state.model.shapes, ("m", "v"), step)
         return State(state.model, arrays), model
