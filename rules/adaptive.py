@@ -31,14 +31,14 @@ class _Adaptive(Averaging):
         (mean,) = updates
         first, second = state.kept("m"), state.kept("v", self.tau**2)
 
-        rate, beta, tau = map(np.float32, (self.server_learning_rate, self.beta1, self.tau))
+        rate, beta, tau = (np.float32(each) for each in (self.server_learning_rate, self.beta1, self.tau))
 
         def step(name: str, place: slice) -> tuple[Floats, Floats, Floats]:
             x = state.model.read(name, place)
             d = mean.read(name, place) - x
-            m = beta * first(name, place) + (1 - beta) * d
+            m: Floats = beta * first(name, place) + (1 - beta) * d
             v = self.second(second(name, place), d * d)
-            return x + rate * (m / (np.sqrt(v) + tau)), m, v
+            return np.asarray(x + rate * (m / (np.sqrt(v) + tau)), np.float32), m, v
 
         arrays, model = together(state.model.shapes, ("m", "v"), step)
         return State(state.model, arrays), model
