@@ -96,6 +96,8 @@ class SiteTransfers:
         self._folder = folder
         self._model = ModelParts({})
         self._held = -1
+        self.received_bytes = 0
+        """Of the file with which the model came that was fetched last."""
 
     def model(self, round_number: int) -> ModelParts:
         """The model that a round starts with; fetched once.
@@ -115,6 +117,7 @@ class SiteTransfers:
                         file.write(chunk)
 
                 keep_trying(fetch, progress=file.tell)
+            self.received_bytes = path.stat().st_size
             received = ModelFile(path)
             unchanged = json.loads(received.metadata.get("unchanged", "[]"))
             before = self._model

@@ -57,7 +57,7 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
     assert set(zip(validated["site"], validated["round"], strict=True)) == {
         (name, n) for name in NAMES for n in (0, 1, 2)
     }
-    assert set(trained["metric"]) == {"loss", "objective", "accuracy"}
+    assert set(trained["metric"]) == {"loss", "objective", "accuracy", "steps", "samples"}
     assert set(validated["metric"]) == METRICS.keys()
     workers = [child.cmdline() for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
     assert not [command for command in workers if any("spawn_main" in part for part in command)]
