@@ -24,7 +24,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,8 @@ class Conductor:
         on_heard: told which site was heard of.
         on_change: told that the experiment has come to its next round, or to its end.
         on_failure: told why the experiment cannot go on.
+        on_notice: told what the experiment's readers should hear of.
+        on_asked: told which sites may have something else to do, as another round asks others.
     """
 
     def __init__(
@@ -95,6 +97,8 @@ class Conductor:
         on_heard: Callable[[str], None] = lambda site: None,
         on_change: Callable[[], None] = lambda: None,
         on_failure: Callable[[str], None] = lambda reason: None,
+        on_notice: Callable[[str], None] = lambda text: None,
+        on_asked: Callable[[Collection[str]], None] = lambda sites: None,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self.name, self.id, self.sites = name, description.id, tuple(sites)
@@ -104,6 +108,7 @@ class Conductor:
         self._scores = scores.read(description.scores)
         self._tell, self._told, self._run, self._room, self._idle = tell, told, run, uploads, idle_seconds
         self._on_heard, self._on_change, self._on_failure = on_heard, on_change, on_failure
+        self._on_notice, self._on_asked = on_notice, on_asked
         self._questions: dict[str, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._released = False
@@ -111,18 +116,21 @@ class Conductor:
         progress = state.progress()
         self._best_round, self._best_score = progress.best_round, progress.best_score
         self._last_round = progress.last_round
-        rounds = description.rounds
         self.book = RoundBook(
             Terms(
                 sites=self.sites,
-                last=rounds,
+                last=description.rounds,
                 minimum=description.policy.minimum_sites or len(self.sites),
-                tasks=lambda number: tasks_of(number, rounds),
-                crux=lambda number: TRAIN if number < rounds else VALIDATE_AGGREGATED,
+                tasks=tasks_of,
+                crux=lambda number, last: TRAIN if number < last else VALIDATE_AGGREGATED,
                 seconds=description.policy.round_seconds,
+                asked=self._asked,
             ),
             progress.next_round,
+            progress.asked,
         )
+        if progress.next_round:
+            self._stop_early(progress.next_round - 1)
         self._adding = Batches(run, _do_all, self._cannot_add, _let_go)
         shutil.rmtree(updates_folder(state.folder), ignore_errors=True)
         self._begin(frozenset())
@@ -138,12 +146,16 @@ class Conductor:
         return self.book.phase is Phase.FINISHED
 
     def needs(self, site: str) -> bool:
-        """Whether there is work for a site now, or will be once it is heard of again."""
+        """Whether there is work for a site in this round, or will be once it is heard of again."""
+        return self.may_need(site) and not self.book.rests(site)
+
+    def may_need(self, site: str) -> bool:
+        """Whether there is work for a site in this round or may be in a later one."""
         return site in self.sites and not self.book.dismissed(site)
 
     def waits_only_for(self, sites: Sequence[str] | Mapping[str, str]) -> bool:
         """Whether the first round cannot close without one of these sites."""
-        others = [site for site in self.book.present if site not in sites]
+        others = [site for site in self.book.present if site in self.book.asked and site not in sites]
         in_time = self.book.terms.seconds is not None and len(others) >= self.book.terms.minimum
         return bool(sites) and self.round == 0 and not in_time
 
@@ -192,7 +204,7 @@ class Conductor:
             _answer(earlier)
         deadline = time.monotonic() + ASK_AGAIN_SECONDS
         while True:
-            tasks, over = self.book.tasks_for(site, time.monotonic()), self.book.dismissed(site)
+            tasks, over = self.book.tasks_for(site, time.monotonic()), not self.needs(site)
             self._set_timer()
             left = deadline - time.monotonic()
             if tasks or over or left <= 0:
@@ -278,7 +290,8 @@ class Conductor:
             raise ValueError("the trained model has not arrived")
         self.book.answer(site, task, number)
         gathering.take(results)
-        self._tell([self._line(task, metric, value, site) for metric, value in results.metrics.items()])
+        told = scores.merge({site: results.metrics}, {site: results.examples}, self._scores)
+        self._tell([self._line(task, metric, value, site) for metric, value in told.items()])
         if task == TRAIN:
             update, leave = gathering.uploads.freeze(site)
             self._adding.put((lambda: gathering.add(update, site, results.examples), leave))
@@ -337,10 +350,13 @@ class Conductor:
             self._closing = None
         if self.book.over:  # ended meanwhile
             return
+        before = self.book.asked
         self.book.kept()
         self._begin(unchanged)
         self._wake()
         self._on_change()
+        if others := before ^ self.book.asked:
+            self._on_asked(others)
 
     async def _outcome(self) -> frozenset[str]:
         """Make what a closed round comes to, and put it on disk; the tensors that are as they were."""
@@ -352,12 +368,15 @@ class Conductor:
             extra=self._about(),
         )  # fmt: skip
         if trains := TRAIN in self.book.tasks:
-            self._tell([self._line("round", "took_part", float(site in took_part), site) for site in self.sites])
+            about = self.sites if self._description.sampling is None else sorted(self.book.asked)
+            self._tell([self._line("round", "took_part", float(site in took_part), site) for site in about])
         for task in self.book.tasks:
             merged = await self._run(gathering.merged, task, self._scores)
             self._tell([self._line(task, metric, value, AGGREGATOR) for metric, value in merged.items()])
             if task == VALIDATE_AGGREGATED:
                 self._keep_if_best(merged.get(self._description.best_metric, math.nan))
+                if trains:
+                    self._stop_early(number)
         unchanged, keeps = frozenset[str](), False
         if trains:
             await self._adding.finished()
@@ -365,10 +384,29 @@ class Conductor:
             unchanged, keeps = await self._run(gathering.next_model, TRAIN, self.sites, before)
             self._last_round = number + 1
         await self._told()
-        await self._run(self._save, number + 1, keeps, gathering.folder)
+        await self._run(self._save, number + 1, keeps, self.book.choose(), gathering.folder)
         return unchanged
 
-    def _save(self, next_round: int, keeps: bool, sent: Path) -> None:
+    def _asked(self, number: int, present: Collection[str]) -> Collection[str]:
+        """Whom a round of training asks: those that the experiment's sampling draws."""
+        sampling = self._description.sampling
+        return sampling.draw(number, self.sites, present) if sampling else present
+
+    def _stop_early(self, measured: int) -> None:
+        """End with the next round's measurement where there has been no better model for as long as is waited for.
+
+        measured: how many rounds of training the model has had that was measured last.
+        """
+        patience, best = self._description.patience, self._best_round
+        if patience is None or best is None or measured - best < patience or measured + 1 >= self.book.last:
+            return
+        self.book.ends_with(measured + 1)
+        self._on_notice(
+            f"stops early, after round {measured + 1}: no {self._description.best_metric} since round {best} was "
+            f"better ({self._best_score:.4g})"
+        )
+
+    def _save(self, next_round: int, keeps: bool, asked: Sequence[str], sent: Path) -> None:
         """Put the round on disk; what the sites have sent in it is not needed any more."""
         self._state.save_round(
             next_round=next_round,
@@ -376,6 +414,7 @@ class Conductor:
             best_round=self._best_round,
             best_score=self._best_score,
             rule=keeps,
+            asked=(asked or None) if self._description.sampling else None,
         )
         shutil.rmtree(sent, ignore_errors=True)
 

@@ -53,6 +53,7 @@ from federation.wire.metadata import (
     MOST_SLOTS,
     PROCESS,
     REMOVE,
+    RESTS,
     SLOTS,
 )
 from federation.wire.models import ModelFile
@@ -225,6 +226,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         except FederationError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         await self._hear(site, context)  # the name may be another's by now
+        if instead_of and self.director.queue.holds(instead_of, site):
+            context.set_trailing_metadata(((RESTS, "yes"),))
         return director_pb2.WaitExperimentResponse(experiment_name=work)
 
     async def GetExperimentData(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802

@@ -20,7 +20,7 @@ import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from federation.wire.channels import CONNECT_SECONDS, CONNECTION_LOST, connect
 from federation.wire.description import Description
 from federation.wire.models import CHUNK, Packed, Piece
 from federation.wire.transfer import fetch_trained
+from rules.sampling import Sampling
 from rules.scores import Score
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,9 @@ class FederationHandle:
         update_format: str = "float32",
         rule: Mapping[str, Any] | None = None,
         scores: Mapping[str, Score] | None = None,
+        sites: Collection[str] | None = None,
+        sampling: Sampling | None = None,
+        patience: int | None = None,
     ) -> "ExperimentHandle":
         """Send an experiment to the director.
 
@@ -181,13 +185,17 @@ class FederationHandle:
             rule: how the director makes the next model of the sites' (`{"name": "mean"}`): the name of a rule, and the
                 numbers that it takes.
             scores: what the director computes of the sums that sites send, by name.
+            sites: the names of the sites that take part; None: all that are online.
+            sampling: how many of them each round asks; None: all.
+            patience: end after so many rounds without a better best model; None: never.
 
         Raises:
             SubmissionRefused: the director says why, or the experiment cannot be described, or its package refuses its
                 settings.
             FederationError: the entry point does not return what it should.
         """
-        online = [site.name for site in self._online()]
+        taking_part = self._chosen(sites)
+        asked = sampling.number(len(taking_part)) if sampling else len(taking_part)
         try:
             description = Description(
                 id=uuid.uuid4().hex,
@@ -196,11 +204,13 @@ class FederationHandle:
                 best_direction=best_direction,
                 entry_point=entry_point,
                 settings=json.loads(json.dumps(settings)),
-                policy=(policy or RoundPolicy()).among(len(online) or 1),  # the director refuses one without any
+                policy=(policy or RoundPolicy()).among(asked or 1),  # the director refuses one without any
                 rule=dict(rule or {"name": "mean"}),
                 scores={name: asdict(score) for name, score in (scores or {}).items()},
                 update_format=update_format,
                 keep_optimizer=keep_optimizer,
+                sampling=sampling,
+                patience=patience,
             )
         except (TypeError, ValueError) as error:
             raise SubmissionRefused(str(error)) from error
@@ -214,7 +224,7 @@ class FederationHandle:
             except ValueError as error:  # what the package says of its settings; the class is the shipped one's own
                 raise SubmissionRefused(str(error)) from error
             try:
-                self._engine.dir_client.set_new_experiment(name, online, archive, model)
+                self._engine.dir_client.set_new_experiment(name, taking_part, archive, model)
             except grpc.RpcError as error:
                 raise SubmissionRefused(str(error.details())) from error
         return self.attach(name)
@@ -222,6 +232,20 @@ class FederationHandle:
     def attach(self, name: str) -> "ExperimentHandle":
         """An experiment that this or another notebook has submitted."""
         return ExperimentHandle(self._engine.dir_client, name)
+
+    def _chosen(self, sites: Collection[str] | None) -> list[str]:
+        """The sites that take part."""
+        online = [site.name for site in self._online()]
+        if sites is None:
+            return online
+        if absent := sorted(set(sites) - set(online)):
+            raise SubmissionRefused(
+                f"sites names {', '.join(absent)}, which are not online; online: {', '.join(online) or 'none'}; start "
+                f"them with their start_envoy.sh, or leave them out"
+            )
+        if not sites:
+            raise SubmissionRefused(f"sites names no site; online: {', '.join(online) or 'none'}")
+        return [name for name in online if name in sites]
 
     def _online(self) -> list[Site]:
         return [site for site in self.sites() if site.online]

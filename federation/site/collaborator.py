@@ -194,7 +194,7 @@ class Collaborator:
             return
         path = self._local_state.before(self._round)
         if path is None and self._round > 0:
-            logger.warning("no state of an earlier round on this site: training goes on with a fresh optimizer")
+            logger.warning("no state of an earlier round on this site: training begins with a fresh optimizer")
         if path is None:
             self._worker.forget_state()
             return

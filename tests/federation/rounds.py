@@ -71,6 +71,8 @@ class Conducted:
         self.sizes = dict(sites)
         self.metrics: list[dict[str, Any]] = []
         self.failures: list[str] = []
+        self.notices: list[str] = []
+        self.changed: set[str] = set()
         policy = {
             "minimum_sites": settings.pop("minimum_sites", len(sites)),
             "round_seconds": settings.pop("round_seconds", None),
@@ -115,7 +117,8 @@ class Conducted:
     async def _made(self) -> Conductor:
         return Conductor(
             "toy", self.description, tuple(self.sizes), self.state, tell=self._tell, told=self._told, run=at_once,
-            uploads=Room(2 * LEAST), on_failure=self._failed, idle_seconds=0.3,
+            uploads=Room(2 * LEAST), on_failure=self._failed, on_notice=self.notices.append,
+            on_asked=self.changed.update, idle_seconds=0.3,
         )  # fmt: skip
 
     def _tell(self, lines: Any) -> None:
@@ -162,6 +165,12 @@ class Conducted:
             self.conductor.leave_out(site, reason, for_good)
 
         self.do(leave())
+
+    def back(self, site: str) -> None:
+        async def hear() -> None:
+            self.conductor.heard(site)
+
+        self.do(hear())
 
     @property
     def number(self) -> int:

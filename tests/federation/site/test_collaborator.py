@@ -156,7 +156,7 @@ def test_a_process_that_takes_over_trains_again_on_the_same_state(site: Any, pap
 
 def test_without_kept_state_it_says_what_that_costs(site: Any, paper: Paper, caplog: pytest.LogCaptureFixture) -> None:
     site().do(ALL, 3)
-    assert "no state of an earlier round on this site: training goes on with a fresh optimizer" in caplog.text
+    assert "no state of an earlier round on this site: training begins with a fresh optimizer" in caplog.text
     np.testing.assert_array_equal(paper.updates[-1], [31.0] * 4)
 
 
