@@ -44,9 +44,11 @@ def provenance(
     """All that decides a result, and where it was made: for `Run.write_config`.
 
     config, asked: the experiment, and what else the run does. shards: what the sites told, the partition with it.
-    corpus, sounds: the experimenter's own copy, where there is one, and `lab.claims.sounds_of` it. Beside these: `code` (commit, and a digest of local
-    changes), `model` (digests of what is trained, before training, and of what is frozen), `data` (a digest of all
-    samples, labels, speakers and splits), `host`, and `versions` of what decodes, deals and computes.
+    corpus, sounds: the experimenter's own copy, where there is one, and `lab.claims.sounds_of` it.
+
+    Beside these: `code` (commit, and a digest of local changes), `model` (digests of what is trained, before training,
+    and of what is frozen), `data` (a digest of all samples, labels, speakers and splits), `host`, and `versions` of
+    what decodes, deals and computes.
     """
     return {
         "config": config.to_dict(),
