@@ -64,8 +64,9 @@ def test_curves_show_each_sites_own_model_and_the_average_on_the_same_speakers(t
 
 
 def test_curves_of_ten_sites_and_of_a_hundred_can_be_read(tmp_path: Path) -> None:
-    ten = plots.curves(recorded(tmp_path / "a", [f"site{number}" for number in range(10)]).metrics())
+    ten = plots.curves(recorded(tmp_path / "a", [f"site{number}" for number in range(1, 11)]).metrics())
     assert len(ten.axes) == 11
+    assert [axes.get_title() for axes in ten.axes[1:]] == [f"site{number}" for number in range(1, 11)]
     assert len({tuple(axes.get_subplotspec().get_position(ten).bounds) for axes in ten.axes}) == 11
     hundred = plots.curves(recorded(tmp_path / "b", [f"site{number}" for number in range(100)]).metrics())
     losses, everyone = hundred.axes
@@ -120,14 +121,23 @@ def test_several_seeds_are_a_mean_with_its_range(tmp_path: Path) -> None:
         trials.append(run.metrics())
     axes = plots.learning(trials).axes[0]
     shown = lines(axes)
-    assert list(shown) == ["federated", "pooled", "north alone"]
+    assert set(shown) == {"federated", "pooled", "north alone"}
     assert shown["federated"] == pytest.approx({0: 0.1, 1: 0.3})
     assert shown["pooled"] == pytest.approx({0: 0.5, 1: 0.6})
-    band = axes.collections[0].get_paths()[0].vertices
+    band = axes.collections[-1].get_paths()[0].vertices  # the federated one lies above the others
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.0, 0.4))
     assert axes.get_xlabel() == "round; mean and range of 3 seeds"
     alone = plots.learning(trials[:1]).axes[0]
     assert (alone.get_xlabel(), len(alone.collections)) == ("round", 0)
+
+
+def test_many_sites_alone_are_one_entry_of_the_legend(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    for number in range(10):
+        run.add_metric(1, f"site_{number} alone", "validate", "accuracy", number / 10)
+    axes = plots.learning([run.metrics()]).axes[0]
+    assert len(axes.lines) == 10
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["each site alone"]
 
 
 def test_runs_beside_each_other(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What people would rather look at than read: curves, confusion, comparison, speakers, calibration."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from shard_descriptors.clips.clip_set import ClipSet
 MANY = 11
 """With more sites than this, curves show the sites' median and range instead of each site."""
 OWN, AVERAGED = "tab:orange", "tab:blue"
+STYLES = ("-", "--", ":")
 COLOURS = {FEDERATED: AVERAGED, POOLED: OWN}
 
 
@@ -30,7 +32,7 @@ def curves(metrics: pd.DataFrame, metric: str = "accuracy") -> Figure:
     The first panel has each site's training loss (its own model, on its training clips as they are changed) and the
     averaged model's validation loss at all sites: both are plain cross-entropy.
     """
-    sites = sites_of(metrics)
+    sites = sorted(sites_of(metrics), key=_by_number)
     shown = {site: [site] for site in sites} if len(sites) <= MANY else {f"{len(sites)} sites": sites}
     figure, places = _panels(1 + len(shown))
     _losses(places[0], metrics, sites)
@@ -60,8 +62,15 @@ def learning(trials: Sequence[pd.DataFrame], metric: str = "accuracy") -> Figure
     """
     names = dict.fromkeys(name for lines in trials for name in _validated(lines))
     figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    for name in sorted(names, key=lambda name: name not in (FEDERATED, POOLED)):
-        _band(axes, [validation(lines, name, metric) for lines in trials], name, COLOURS.get(name, "silver"))
+    own = [name for name in names if name not in COLOURS]
+    for place, name in enumerate(sorted(own, key=_by_number)):
+        few = len(own) <= len(STYLES)
+        label = name if few else "each site alone" if place == 0 else None
+        curves_ = [validation(lines, name, metric) for lines in trials]
+        _band(axes, curves_, label=label, color="darkgrey", linestyle=STYLES[place] if few else "-", linewidth=1)
+    for name in (POOLED, FEDERATED):
+        curves_ = [validation(lines, name, metric) for lines in trials if name in names]
+        _band(axes, curves_, label=name, color=COLOURS[name], marker=".")
     return _by_round(figure, axes, metric, len(trials))
 
 
@@ -69,7 +78,7 @@ def runs(compared: Mapping[str, pd.DataFrame], metric: str = "accuracy") -> Figu
     """By round, the averaged model of each of these runs (by name, their metric lines) on its validation speakers."""
     figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
     for place, (name, lines) in enumerate(compared.items()):
-        _band(axes, [validation(lines, FEDERATED, metric)], name, f"C{place % 10}")
+        _band(axes, [validation(lines, FEDERATED, metric)], label=name, color=f"C{place % 10}", marker=".")
     return _by_round(figure, axes, metric, 1)
 
 
@@ -78,15 +87,20 @@ def _validated(lines: pd.DataFrame) -> list[str]:
     return [FEDERATED, *lines["site"][lines["task"] == "validate"].unique()]
 
 
-def _band(axes: Axes, curves_: Sequence[pd.Series], name: str, colour: str) -> None:
+def _band(axes: Axes, curves_: Sequence[pd.Series], **style: Any) -> None:
     """The mean of some curves, and their range."""
-    table = pd.concat(curves_, axis=1).dropna(how="all").sort_index()
+    table = pd.concat(curves_, axis=1).dropna(how="all").sort_index() if curves_ else pd.DataFrame()
     if table.empty:
         return
     if table.shape[1] > 1:
-        axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.2, linewidth=0)
-    first = 3 if colour != "silver" else 2
-    axes.plot(table.index, table.mean(axis=1), color=colour, marker=".", linewidth=1.5, label=name, zorder=first)
+        reach = table.min(axis=1), table.max(axis=1)
+        axes.fill_between(table.index, *reach, color=style["color"], alpha=0.2, linewidth=0)
+    axes.plot(table.index, table.mean(axis=1), **style)
+
+
+def _by_number(name: str) -> list[Any]:
+    """Sort key for which site_2 comes before site_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _by_round(figure: Figure, axes: Axes, metric: str, seeds: int) -> Figure:
@@ -131,7 +145,7 @@ def _losses(place: Axes, metrics: pd.DataFrame, sites: Sequence[str]) -> None:
     trained = history(metrics, "train", "loss").reindex(columns=sites)
     if len(sites) <= MANY:
         for site in sites:
-            place.plot(trained.index, trained[site], color=OWN, marker=".", linewidth=1, alpha=0.6)
+            place.plot(trained.index, trained[site], color=OWN, linewidth=1, alpha=0.6)
     else:
         _line(place, trained, color=OWN, marker=".", linewidth=1)
     validated = history(metrics, "validate_global", "loss").reindex(columns=[GLOBAL])
