@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rules.numbers import number, problems
+
 Floats = npt.NDArray[np.float32]
 
 BLOCK = 2**16
@@ -82,25 +84,105 @@ class State:
     """What a rule begins a round with.
 
     model: what the sites were sent. arrays, numbers: what the rule has kept of the round before; nothing in the first.
+    share: of the experiment's sites, those whose updates these are.
     """
 
     model: Tensors
     arrays: Tensors = field(default_factory=InMemory)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    share: float = 1.0
+
+    def kept(self, kind: str, first: float = 0.0) -> Callable[[str, slice], npt.NDArray[Any]]:
+        """Reads the arrays of one kind, `kind/name`; in the first round every element is `first`."""
+        known = self.arrays.shapes
+
+        def read(name: str, place: slice) -> npt.NDArray[Any]:
+            if f"{kind}/{name}" not in known:
+                return np.full(place.stop - place.start, first)
+            return self.arrays.read(f"{kind}/{name}", place)
+
+        return read
 
 
-class Rule(Protocol):
-    """One rule with its numbers; a frozen dataclass that checks itself.
+def together(
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Sequence[str],
+    compute: Callable[[str, slice], Sequence[npt.NDArray[Any]]],
+) -> tuple[Computed, Computed]:
+    """What a rule keeps, and the next model, where both come of one computation.
+
+    Args:
+        shapes: the model's.
+        kinds: of the arrays that are kept, one for each tensor of the model, called `kind/name`.
+        compute: the elements of the model, and of each kind.
+
+    The blocks computed last are remembered: who reads model and arrays in turn, as the director does, has every block
+    computed once.
+    """
+    last: tuple[tuple[str, slice] | None, Sequence[npt.NDArray[Any]]] = None, ()
+
+    def part(which: int, name: str, place: slice) -> npt.NDArray[Any]:
+        nonlocal last
+        if last[0] != (name, place):
+            last = (name, place), compute(name, place)
+        return last[1][which]
+
+    kept = {f"{kind}/{name}": (which, name) for which, kind in enumerate(kinds, 1) for name in shapes}
+    arrays = Computed(
+        {key: shapes[name] for key, (_, name) in kept.items()}, lambda key, place: part(*kept[key], place)
+    )
+    return arrays, Computed(shapes, lambda name, place: part(0, name, place))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One rule with its numbers: a frozen dataclass whose fields say what is allowed (`rules.numbers.number`).
 
     of_the_mean: whether the rule needs no more of the updates than their mean, weighted by the sites' utterances. It
     is then called with one update, the mean, and one weight, their sum: nobody has to keep what all the sites have
     sent. The others are called with every update, in the order of the sites' names.
+
+    max_update_norm: how far an update may be from the model that the site was sent (Euclidean norm); one that is
+    farther is moved along the line to the model, before the rule sees it. None: as far as it likes.
+
+    Raises:
+        ValueError: numbers that are not allowed, each on a line.
     """
 
     of_the_mean: ClassVar[bool]
+    max_update_norm: float | None = number(None, above=0)
+
+    def __post_init__(self) -> None:
+        if found := problems(type(self), vars(self)):
+            raise ValueError("\n".join(found))
+
+    @property
+    def least_sites(self) -> int:
+        """How many updates the rule needs at least."""
+        return 1
+
+    def weight(self, utterances: int) -> int:
+        """What a site with so many training utterances counts."""
+        return utterances
 
     def __call__(self, state: State, updates: Sequence[Tensors], weights: Sequence[int]) -> tuple[State, Tensors]:
         """What the rule keeps for the next round, and the next round's model, with the names and shapes of the last."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Rule):
+    """A rule that makes something of the weighted mean.
+
+    weight_cap: a site's utterances count up to so many; 1: every site counts the same. None: as many as they are.
+    """
+
+    of_the_mean: ClassVar[bool] = True
+    weight_cap: int | None = number(None, least=1, whole=True)
+
+    def weight(self, utterances: int) -> int:
+        """What a site with so many training utterances counts."""
+        return utterances if self.weight_cap is None else min(utterances, int(self.weight_cap))
 
 
 def places(shape: tuple[int, ...], block: int = BLOCK) -> Iterator[slice]:

@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-from rules.contract import Computed, State, Tensors
+from rules.contract import Averaging, Computed, State, Tensors
 from rules.exact import mean
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Averaging):
     """The mean of the sites' models, weighted by their training utterances; exact, see `rules.exact`.
 
     McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data", algorithm 1.
     """
-
-    of_the_mean: ClassVar[bool] = True
 
     def __call__(self, state: State, updates: Sequence[Tensors], weights: Sequence[int]) -> tuple[State, Tensors]:
         """Keeps nothing; the next model is the mean."""

@@ -426,7 +426,12 @@ def _described(path: Path) -> Description:
     """
     try:
         description = archives.describe(archives.read(path))
-        build(description.rule_name, description.rule_numbers)
+        rule = build(description.rule_name, description.rule_numbers)
+        if (sites := description.policy.minimum_sites or 1) < rule.least_sites:
+            raise ValueError(
+                f"rule {description.rule_name} needs {rule.least_sites} sites in every round, and a round may close "
+                f"with {sites}: wait for more sites, set policy.minimum_sites, or change the rule's numbers"
+            )
     except ArchiveRefused:
         path.unlink()
         raise

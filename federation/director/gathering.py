@@ -6,7 +6,7 @@ of them do, until the round is over.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import numpy as np
 from federation.director.results import Results
 from federation.director.room import Room
 from federation.director.uploads import Run, Uploads
-from federation.wire.models import CHUNK, ModelFile, round_path, rule_path, updates_folder, write
+from federation.wire.models import CHUNK, ModelFile, Writing, round_path, rule_path, updates_folder, write_together
 from federation.wire.updates import Update
+from rules.bounded import Bounded, bounded
 from rules.contract import Rule, State, Tensors, places
+from rules.contract import Update as Given
 from rules.running import MeanOfUpdates, RunningMean
 from rules.scores import Score, merge
 
@@ -77,7 +79,8 @@ class Gathering:
         self.examples: dict[str, dict[str, int]] = {task: {} for task in tasks}
         self._next = trained + 1, folder
         self._rule, self._unchanged = rule, unchanged
-        self._updates: dict[str, Update] = {}
+        self._updates: dict[str, Given] = {}
+        self._count = 0
         self._mean = RunningMean(self.model, self.folder)
         self._outgoing: dict[frozenset[str], Outgoing] = {}
 
@@ -103,19 +106,22 @@ class Gathering:
         Raises:
             OSError: the disk does not take it.
         """
+        self._count += 1
+        given = bounded(self._rule, self.model, update)
         if not self._rule.of_the_mean:
-            self._updates[site] = update
+            self._updates[site] = given
             return
-        for added in self._mean.add(update, weight):
-            assert isinstance(added, Update)
-            added.path.unlink(missing_ok=True)
+        for added in self._mean.add(given, self._rule.weight(weight)):
+            file = added.update if isinstance(added, Bounded) else added
+            assert isinstance(file, Update)
+            file.path.unlink(missing_ok=True)
 
     def next_model(self, task: str, sites: Sequence[str], before: ModelFile | None) -> tuple[frozenset[str], bool]:
         """Write the next round's model, and beside it what the rule keeps.
 
         Args:
             task: by whose examples the sites are weighed.
-            sites: in the order in which a rule that needs every update is given them.
+            sites: all of the experiment's, in the order in which a rule that needs every update is given them.
             before: what the rule has kept of the round before.
 
         Returns:
@@ -124,23 +130,26 @@ class Gathering:
         Raises:
             OSError: the disk does not take it.
         """
-        state = State(self.model)
+        state = State(self.model, share=self._count / len(sites))
         if before is not None:
-            state = State(self.model, before, json.loads(before.metadata.get("numbers", "{}")))
-        given: Sequence[MeanOfUpdates] | Sequence[Update]
+            state = replace(state, arrays=before, numbers=json.loads(before.metadata.get("numbers", "{}")))
+        given: Sequence[MeanOfUpdates] | Sequence[Given]
         if self._rule.of_the_mean:
             given, weights = [self._mean.mean()], [self._mean.weight]
         else:
             there = [site for site in sites if site in self._updates]
-            given, weights = [self._updates[site] for site in there], [self.examples[task][site] for site in there]
+            given = [self._updates[site] for site in there]
+            weights = [self._rule.weight(self.examples[task][site]) for site in there]
         kept, model = self._rule(state, given, weights)
         number, folder = self._next
-        written = write(round_path(folder, number), model)
-        untouched = frozenset.intersection(*(update.unchanged for update in given))
-        unchanged = frozenset(name for name in untouched if _equal(written, self.model, name))
+        writings = [Writing(round_path(folder, number), model)]
         keeps = bool(kept.arrays.shapes or kept.numbers)
         if keeps:
-            write(rule_path(folder, number), kept.arrays, {"numbers": json.dumps(dict(kept.numbers))})
+            told = {"numbers": json.dumps(dict(kept.numbers))}
+            writings.append(Writing(rule_path(folder, number), kept.arrays, told))
+        written = write_together(writings)[0]
+        untouched = frozenset.intersection(*(update.unchanged for update in given))
+        unchanged = frozenset(name for name in untouched if _equal(written, self.model, name))
         self._mean.close()
         return unchanged, keeps
 

@@ -43,7 +43,7 @@ class Result:
 
     To what training has measured itself the site adds, unless a metric has that name already: `seconds`, from the
     model in hand to the trained one; `bytes_down` and `bytes_up`, of the files with which the round's model came and
-    the trained one goes; `update_norm`, the Euclidean length of what was changed.
+    the trained one goes; `update_norm`, the Euclidean length of what was changed, over all that travels.
     """
 
     examples: int

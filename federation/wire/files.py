@@ -35,6 +35,10 @@ class NewFile:
             left = left[os.write(self._descriptor, left) :]  # a disk that fills up takes a part first
         return view.nbytes
 
+    def seek(self, place: int) -> None:
+        """Write at that byte next."""
+        os.lseek(self._descriptor, place, os.SEEK_SET)
+
 
 @contextmanager
 def replacing(path: Path, synced: bool = True) -> Iterator[NewFile]:

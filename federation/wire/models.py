@@ -9,7 +9,8 @@ every site in memory, several times over: with wav2vec2-base its director needed
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -244,6 +245,58 @@ def write(path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = Non
             for place in places(shape):
                 file.write(np.ascontiguousarray(tensors.read(name, place), np.float32).data)
     return ModelFile(path)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Tensors that are to be a file."""
+
+    path: Path
+    tensors: Tensors
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_together(writings: Sequence[Writing]) -> list[ModelFile]:
+    """As `write`, several files: block by block of the first one's tensors, in each file what belongs to them.
+
+    A tensor `name` of the first and `kind/name` of the others belong together, where they have the same shape.
+    """
+    first, *others = writings
+    partners: dict[str, list[tuple[int, str]]] = {name: [] for name in first.tensors.shapes}
+    alone: list[tuple[int, str]] = []
+    for number, each in enumerate(others, 1):
+        for name, shape in each.tensors.shapes.items():
+            whose = name.partition("/")[2]
+            found = first.tensors.shapes.get(whose) == shape
+            (partners[whose] if found else alone).append((number, name))
+    with ExitStack() as stack:
+        opened = [stack.enter_context(files.replacing(each.path, synced=False)) for each in writings]
+        starts = [_begin(file, each) for file, each in zip(opened, writings, strict=True)]
+
+        def copy(number: int, name: str, place: slice) -> None:
+            block = np.ascontiguousarray(writings[number].tensors.read(name, place), np.float32)
+            opened[number].seek(starts[number][name] + 4 * place.start)
+            opened[number].write(block.data)
+
+        for name, shape in first.tensors.shapes.items():
+            for place in places(shape):
+                for number, other in [(0, name), *partners[name]]:
+                    copy(number, other, place)
+        for number, name in alone:
+            for place in places(writings[number].tensors.shapes[name]):
+                copy(number, name, place)
+    return [ModelFile(each.path) for each in writings]
+
+
+def _begin(file: files.NewFile, writing: Writing) -> dict[str, int]:
+    """Write the header; where each tensor begins."""
+    entries = {name: ("F32", shape, 4 * math.prod(shape)) for name, shape in writing.tensors.shapes.items()}
+    told = header(entries, writing.metadata)
+    file.write(told)
+    starts, start = {}, len(told)
+    for name, (_, _, size) in entries.items():
+        starts[name], start = start, start + size
+    return starts
 
 
 def _read(file: BinaryIO, told: bytes, ranges: Sequence[tuple[int, int]], offset: int) -> Iterator[bytes]:

@@ -10,7 +10,8 @@ from openfl.plugins.frameworks_adapters.pytorch_adapter import FrameworkAdapterP
 from small_network import Tones, classifier, plain, small_recipe
 from stock import fault
 
-from kws.config import ConfigError, ExperimentConfig, Training
+from kws.algorithms import Local
+from kws.config import Algorithm, ConfigError, ExperimentConfig, Training
 from kws.model import Classifier, ModelError, build_model, frozen_digest, trained_weights
 from kws.tasks import TrainedTensors, experiment, settings_of
 from kws.training import build_optimizer, train_round
@@ -21,7 +22,11 @@ def stock_tensors(model: Classifier, optimizer: Any) -> Any:
     return FrameworkAdapterPlugin.get_tensor_dict(model.network, optimizer)
 
 
-@fault("federated/task/task_runner.py:52", stock=stock_tensors, ours=TrainedTensors.get_tensor_dict)
+def our_tensors(model: Classifier, optimizer: Any) -> Any:
+    return TrainedTensors.get_tensor_dict(Local(model, Algorithm()), optimizer)
+
+
+@fault("federated/task/task_runner.py:52", stock=stock_tensors, ours=our_tensors)
 def test_the_optimizer_stays_at_its_site(subject: Any, tmp_path: Path) -> None:
     model = build_model(small_recipe(tmp_path), 0, SUPERB_KS)
     optimizer = build_optimizer(model, plain())
@@ -32,21 +37,21 @@ def test_the_optimizer_stays_at_its_site(subject: Any, tmp_path: Path) -> None:
 
 def test_a_restarted_site_goes_on_with_the_moments_that_it_had(tmp_path: Path) -> None:
     clips, settings = Tones.make(24), plain()
-    model = classifier()
-    optimizer = build_optimizer(model, settings)
-    train_round(model, optimizer, clips, settings, 0)
-    TrainedTensors.save_local_state(model, optimizer, tmp_path / "0.state")
-    weights = trained_weights(model)
-    train_round(model, optimizer, clips, settings, 1)
-    undisturbed = TrainedTensors.get_tensor_dict(model)
+    local = Local(classifier(), Algorithm())
+    optimizer = build_optimizer(local.model, settings)
+    local.train(optimizer, clips, settings, 0)
+    TrainedTensors.save_local_state(local, optimizer, tmp_path / "0.state")
+    weights = trained_weights(local.model)
+    local.train(optimizer, clips, settings, 1)
+    undisturbed = TrainedTensors.get_tensor_dict(local)
 
     def second_round(restore: bool) -> dict:
-        fresh = classifier()
+        fresh = Local(classifier(), Algorithm())
         TrainedTensors.set_tensor_dict(fresh, weights)
-        moments = build_optimizer(fresh, settings)
+        moments = build_optimizer(fresh.model, settings)
         if restore:
             TrainedTensors.load_local_state(fresh, moments, tmp_path / "0.state")
-        train_round(fresh, moments, clips, settings, 1)
+        fresh.train(moments, clips, settings, 1)
         return TrainedTensors.get_tensor_dict(fresh)
 
     restored, forgotten = second_round(True), second_round(False)
@@ -81,7 +86,7 @@ def test_settings_that_are_not_allowed_are_named(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_frozen_part_is_another_is_refused_where_it_is_built(tmp_path: Path) -> None:
-    config = ExperimentConfig(model=small_recipe(tmp_path))
+    config = ExperimentConfig(small_recipe(tmp_path), plain())
     right = frozen_digest(build_model(config.model, config.training.seed, SUPERB_KS))
     model, _, _ = experiment(through_json(config, frozen=right))
     assert model.provide_model() is model.provide_model()

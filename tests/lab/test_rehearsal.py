@@ -57,4 +57,4 @@ def test_the_best_round_is_kept_and_of_equals_the_last(config: ExperimentConfig,
     assert all(np.array_equal(chosen.best[name], rounds[best][name]) for name in rounds[best])
     chosen(9, {name: array.copy() for name, array in rounds[best].items()})
     assert chosen.best is not rounds[best], "which has learned longer"
-    assert evaluate(chosen.model, clips).loss == pytest.approx(scores[best])
+    assert evaluate(chosen.best_model(), clips).loss == pytest.approx(scores[best])

@@ -190,8 +190,59 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Algorithm:
+    """What becomes of what the sites have trained, and how they are kept together (docs/algorithms.md).
+
+    `rule` is the name of one of the director's rules; its numbers follow, None is the rule's own default, and which
+    rule takes which is in `rules/`. "scaffold" has a part at the sites, too.
+
+    `proximal`: FedProx's mu, how strongly each site is held to the round's model; 0: not at all. `personal` "head":
+    the head does not travel, and each site keeps its own. `sites_per_round`: how many of the sites that are there are
+    asked in a round, or below 1 which share of them; None: all.
+    """
+
+    rule: str = "mean"
+    weight_cap: int | None = None
+    max_update_norm: float | None = None
+    server_learning_rate: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    tau: float | None = None
+    trim: float | None = None
+    byzantine: int | None = None
+    select: int | None = None
+    proximal: float = setting(0.0, least=0)
+    personal: str = setting("none", one_of=("none", "head"))
+    sites_per_round: float | None = setting(None, above=0)
+
+    def __post_init__(self) -> None:
+        per_round = self.sites_per_round
+        check(
+            self,
+            "algorithm.",
+            (not self.rule, "algorithm.rule is empty; give a rule's name"),
+            (
+                isinstance(per_round, int | float) and per_round >= 1 and per_round != int(per_round),
+                f"algorithm.sites_per_round is {per_round}; allowed: a whole number from 1, or a share below 1",
+            ),
+        )
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The rule's numbers that are given, by name."""
+        names = ("weight_cap", "max_update_norm", "server_learning_rate", "beta1", "beta2", "tau", "trim")
+        given = {name: getattr(self, name) for name in (*names, "byzantine", "select")}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a site keeps something of its own from round to round, whatever becomes of its optimizer."""
+        return self.rule == "scaffold" or self.personal != "none"
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
-    """A whole experiment: model, local training and the metric by which the best model is chosen (one of `METRICS`).
+    """A whole experiment: model, local training, algorithm, and the metric by which the best model is chosen.
 
     `update_format` is how the sites send what they have trained: "float32", or the change in fewer bits, where what is
     rounded off is made up for in the next round ("float16" and "bfloat16": half the bytes, "int8": a quarter).
@@ -199,6 +250,7 @@ class ExperimentConfig:
 
     model: ModelRecipe = field(default_factory=ModelRecipe)
     training: Training = field(default_factory=Training)
+    algorithm: Algorithm = field(default_factory=Algorithm)
     best_metric: str = setting("accuracy", one_of=tuple(METRICS))
     update_format: str = setting("float32", one_of=UPDATE_FORMATS)
 
@@ -227,6 +279,15 @@ class ExperimentConfig:
             (
                 self.training.head_learning_rate is not None and self.model.trains == "head",
                 "training.head_learning_rate: only the head is trained; give training.learning_rate alone",
+            ),
+            (
+                self.algorithm.personal == "head" and self.model.trains == "head",
+                "algorithm.personal=head leaves nothing to travel where model.trained is 'head'; choose another",
+            ),
+            (
+                self.algorithm.rule == "scaffold" and (self.training.optimizer, self.training.momentum) != ("sgd", 0),
+                f"algorithm.rule=scaffold corrects plain gradient steps: set training.optimizer to sgd and "
+                f"training.momentum to 0 (they are {self.training.optimizer} and {self.training.momentum})",
             ),
         )
 

@@ -15,10 +15,13 @@ from kws.models.trained import (
     frozen_digest,
     load_weights,
     merged_state,
+    packed,
     save_adapter,
     train_only,
+    trained,
     trained_tensors,
     trained_weights,
+    unpack,
 )
 from shard_descriptors.corpus import ClipFormat
 
@@ -29,10 +32,13 @@ __all__ = [
     "check_frozen",
     "frozen_digest",
     "load_weights",
+    "packed",
     "save_adapter",
     "save_pretrained",
+    "trained",
     "trained_tensors",
     "trained_weights",
+    "unpack",
 ]
 
 

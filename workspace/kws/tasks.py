@@ -14,11 +14,12 @@ import torch
 from openfl.interface.interactive_api.experiment import DataInterface, ModelInterface, TaskInterface
 from openfl.plugins.frameworks_adapters.framework_adapter_interface import FrameworkAdapterPluginInterface
 
+from kws.algorithms import Local
 from kws.batches import Heard
 from kws.caching import heard_by
 from kws.config import ExperimentConfig
-from kws.model import Classifier, build_model, check_frozen, load_weights, trained_tensors
-from kws.training import build_optimizer, evaluate, train_round
+from kws.model import Classifier, build_model, check_frozen
+from kws.training import build_optimizer, evaluate
 from shard_descriptors.corpus import ClipFormat
 
 
@@ -30,27 +31,35 @@ class TrainedTensors(FrameworkAdapterPluginInterface):  # type: ignore[misc]
     """
 
     @staticmethod
-    def get_tensor_dict(model: Classifier, optimizer: Any = None) -> dict[str, np.ndarray]:
-        """The trained tensors by name; not copied, since they are sent before the model changes again."""
-        return trained_tensors(model)
+    def get_tensor_dict(model: Local, optimizer: Any = None) -> dict[str, np.ndarray]:
+        """What travels, by name; not copied, since it is sent before the model changes again."""
+        return model.tensors()
 
     @staticmethod
     def set_tensor_dict(
-        model: Classifier, tensor_dict: dict[str, np.ndarray], optimizer: Any = None, device: str = "cpu"
+        model: Local, tensor_dict: dict[str, np.ndarray], optimizer: Any = None, device: str = "cpu"
     ) -> None:
-        """Put the trained tensors into the model and the model onto the device."""
-        load_weights(model.to(device), tensor_dict)
+        """Put what has come into the model and the model onto the device."""
+        model.model.to(device)
+        model.load(tensor_dict)
 
     @staticmethod
-    def save_local_state(model: Classifier, optimizer: torch.optim.Optimizer, path: Path) -> None:
-        """Write the optimizer's moments, which stay on the site (`federation.site.local_state`)."""
-        torch.save(optimizer.state_dict(), path)
+    def save_local_state(model: Local, optimizer: torch.optim.Optimizer, path: Path) -> None:
+        """Write what stays on the site: the optimizer's moments, and what the algorithm keeps there."""
+        torch.save({"optimizer": optimizer.state_dict(), "kept": model.kept()}, path)
 
     @staticmethod
-    def load_local_state(model: Classifier, optimizer: torch.optim.Optimizer, path: Path, device: str = "cpu") -> None:
-        """Go on with these moments; they go to where the model is, as the optimizer keeps them."""
-        model.to(device)
-        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    def load_local_state(model: Local, optimizer: torch.optim.Optimizer, path: Path, device: str = "cpu") -> None:
+        """Go on with that; it goes to where the model is, as the optimizer keeps it."""
+        model.model.to(device)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        model.restore(state["kept"])
+
+    @staticmethod
+    def own_tensors(model: Local) -> dict[str, np.ndarray]:
+        """The tensors that are the site's own, which it keeps after the end (`federation.site.local_state`)."""
+        return model.own_tensors()
 
 
 class ClassifierProvider(ModelInterface):  # type: ignore[misc]
@@ -62,23 +71,26 @@ class ClassifierProvider(ModelInterface):  # type: ignore[misc]
     def __init__(self, config: ExperimentConfig, form: ClipFormat, frozen: str | None = None) -> None:
         super().__init__(model=None, optimizer=None, framework_plugin="kws.tasks.TrainedTensors")
         self.config, self.format, self.frozen = config, form, frozen
-        self.model: Classifier | None = None
+        self.model: Local | None = None
 
-    def provide_model(self) -> Classifier:
+    def provide_model(self) -> Local:
         """The one model of this process.
 
         Raises:
             ModelError: it cannot be built here, or its frozen part is not the experimenter's.
         """
         if self.model is None:
-            self.model = build_model(self.config.model, self.config.training.seed, self.format)
+            model = build_model(self.config.model, self.config.training.seed, self.format)
             if self.frozen is not None:
-                check_frozen(self.model, self.frozen)
+                check_frozen(model, self.frozen)
+            self.model = Local(model, self.config.algorithm)
         return self.model
 
     def provide_optimizer(self) -> Any:
-        """A fresh optimizer for the model."""
-        return build_optimizer(self.provide_model(), self.config.training)
+        """A fresh optimizer for the model, which forgets what the site has kept, too."""
+        local = self.provide_model()
+        local.restore(None)
+        return build_optimizer(local.model, self.config.training)
 
 
 class ShardData(DataInterface):  # type: ignore[misc]
@@ -131,18 +143,18 @@ TASKS = TaskInterface()
 @TASKS.register_fl_task(
     model="model", data_loader="data", device="device", optimizer="optimizer", round_num="rounds_done"
 )  # type: ignore[untyped-decorator]
-def train(model: Classifier, data: ShardData, device: str, optimizer: Any, rounds_done: int) -> dict[str, float]:
+def train(model: Local, data: ShardData, device: str, optimizer: Any, rounds_done: int) -> dict[str, float]:
     """One round of local training, and how fast it was."""
-    heard = data.heard(model, "train")  # what is computed once is not part of the speed
+    heard = data.heard(model.model, "train")  # what is computed once is not part of the speed
     started = time.perf_counter()
-    metrics = train_round(model, optimizer, heard, data.config.training, rounds_done)
+    metrics = model.train(optimizer, heard, data.config.training, rounds_done)
     return metrics | {"samples_per_second": metrics["samples"] / (time.perf_counter() - started)}
 
 
 @TASKS.register_fl_task(model="model", data_loader="data", device="device")  # type: ignore[untyped-decorator]
-def validate(model: Classifier, data: ShardData, device: str) -> dict[str, float]:
+def validate(model: Local, data: ShardData, device: str) -> dict[str, float]:
     """Validation on the site's own validation speakers: counts, of which the director makes scores."""
-    return evaluate(model, data.heard(model, "validation"), data.config.training).sums()
+    return evaluate(model.model, data.heard(model.model, "validation"), data.config.training).sums()
 
 
 def settings_of(config: ExperimentConfig, form: ClipFormat, frozen: str | None = None) -> dict[str, Any]:

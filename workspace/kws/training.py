@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -47,9 +47,16 @@ def build_optimizer(model: Classifier, training: Training) -> torch.optim.Optimi
 
 
 def train_round(
-    model: Classifier, optimizer: torch.optim.Optimizer, clips: Clips | Heard, training: Training, rounds_done: int
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    clips: Clips | Heard,
+    training: Training,
+    rounds_done: int,
+    correct: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """One site's steps of one round, in place.
+
+    `correct` is called before each step of the optimizer, when gradients were shortened, and may change them.
 
     All randomness (clips, order, augmentation, dropout) comes from the seed, the site's clips and the round, so that a
     repeated round gives the same weights.
@@ -84,6 +91,7 @@ def train_round(
             if device.type == "cpu" or len(watched) == WATCHED_STEPS or step + 1 == last:
                 refuse_broken(watched, step, total, training)
                 watched.clear()
+            correct()
             optimizer.step()
     if not math.isfinite(torch.nn.utils.get_total_norm(trained).item()):
         refuse_broken([torch.full((2,), math.nan)], last - 1, total, training)

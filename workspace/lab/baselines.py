@@ -26,9 +26,8 @@ from multiprocessing.connection import wait
 
 import torch
 
-from kws.config import ExperimentConfig, Training
+from kws.config import Algorithm, ExperimentConfig, Training
 from kws.metrics import Evaluation
-from kws.model import load_weights
 from kws.training import evaluate, steps_in_round
 from lab.asked import BASELINES
 from lab.joined import Joined
@@ -120,13 +119,13 @@ def with_budget(
 
 def _train(config: ExperimentConfig, job: Baseline, validation: ClipSet, test: ClipSet, run: Run) -> Evaluation:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = replace(config, algorithm=Algorithm())  # there is nobody to come together with
     chosen = Selection(
         config, validation, device, lambda done, scores: run.add_metrics(done, job.name, "validate", scores)
     )
     clips = Joined([ClipSet(own, test.format) for own in job.sites])
     federated_averaging(config, {job.name: clips}, run.add_metrics, device, after_round=chosen)
-    load_weights(chosen.model, chosen.best)
-    return evaluate(chosen.model, test, config.training)
+    return evaluate(chosen.best_model(), test, config.training)
 
 
 def _leave_with_parent() -> None:

@@ -19,10 +19,9 @@ from lab.claims import sounds_of
 from lab.records import versions
 from shard_descriptors.corpus import ClipFormat, Corpus
 
-CODE = ("*.py", "*.toml", "constraints.txt")
-"""What of this project decides a result, and is looked at for local changes."""
-
 PACKAGES = ("federation", "rules", "shard_descriptors", "workspace")
+CODE = (*(f"{package}/*.py" for package in PACKAGES), "pyproject.toml", "constraints.txt")
+"""What of this project decides a result, and is looked at for local changes."""
 
 TITLES = {
     "code.commit": "the code is that of another commit",

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from kws.algorithms import Local
 from kws.clips import Clips
 from kws.config import ExperimentConfig
 from kws.metrics import METRICS
-from kws.model import build_model, load_weights
+from kws.model import Classifier, build_model
 from kws.training import evaluate
 from lab.joined import heard_by
 from lab.simulation import Weights
@@ -34,14 +35,15 @@ class Selection:
         report: Callable[[int, Mapping[str, float]], None],
     ) -> None:
         self._config, self._report = config, report
-        self.model = build_model(config.model, config.training.seed, validation.format).to(torch.device(device))
-        self._heard = heard_by(self.model, validation, config.training)
+        model = build_model(config.model, config.training.seed, validation.format).to(torch.device(device))
+        self._local = Local(model, config.algorithm)  # where each site has a head of its own, this one has a new one
+        self._heard = heard_by(model, validation, config.training)
         self._best: tuple[float, Weights] | None = None
 
     def __call__(self, done: int, weights: Weights) -> None:
         """Validate these weights."""
-        load_weights(self.model, weights)
-        scores = evaluate(self.model, self._heard, self._config.training).scalars()
+        self._local.load(weights)
+        scores = evaluate(self._local.model, self._heard, self._config.training).scalars()
         self._report(done, scores)
         score, metric = scores[self._config.best_metric], METRICS[self._config.best_metric]
         if self._best is None or metric.better(score, self._best[0]):
@@ -52,3 +54,8 @@ class Selection:
         """The weights of the best round so far; at least one was validated."""
         assert self._best is not None
         return self._best[1]
+
+    def best_model(self) -> Classifier:
+        """A model with these weights, the same object each time."""
+        self._local.load(self.best)
+        return self._local.model

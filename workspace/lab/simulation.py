@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from kws.algorithms import Local
 from kws.clips import Clips
 from kws.config import ExperimentConfig
-from kws.model import build_model, load_weights, trained_weights
-from kws.training import build_optimizer, train_round
+from kws.model import build_model
+from kws.training import build_optimizer
+from lab.algorithms import rule_of
 from lab.joined import heard_by
 from rules.contract import Floats, Rule
 from rules.in_memory import begin, next_state
-from rules.mean import Mean
 
 Weights = Mapping[str, Floats]
-"""Trained tensors by name, float32."""
+"""What travels by name, float32: the trained tensors, but for those that are a site's own."""
 
-MEAN = Mean()
 Report = Callable[[int, str, str, dict[str, float]], None]
 """Called with round, site, task and scalar metrics, in the terms of `metrics.jsonl`."""
 
@@ -30,8 +30,9 @@ def federated_averaging(
     sites: Mapping[str, Clips],
     report: Report,
     device: str = "cpu",
-    rule: Rule = MEAN,
+    rule: Rule | None = None,
     after_round: Callable[[int, Weights], None] = lambda done, weights: None,
+    at_the_end: Callable[[Mapping[str, Local]], None] = lambda sites: None,
 ) -> Weights:
     """Train one model over several sites (McMahan et al. 2017, algorithm 1, every site in every round).
 
@@ -40,27 +41,36 @@ def federated_averaging(
         sites: by site name, its training clips (which also seed its randomness).
         report: told what each site measured.
         device: where to compute.
-        rule: how the sites' models become one; the director's own code.
+        rule: how the sites' models become one, by the director's own code; None: as the experiment says.
         after_round: given the number of rounds that are done, from 0, and the weights that they have made.
+        at_the_end: given every site's own part; they share one model, and one has to `load` before it is used.
 
     Returns:
-        The trained tensors of the last round's model.
+        What travels of the last round's model.
+
+    Raises:
+        ConfigError: the experiment's rule is not there, or does not take its numbers.
     """
+    rule = rule or rule_of(config.algorithm)
     training = config.training
     form = next(iter(sites.values())).format
     model = build_model(config.model, training.seed, form).to(torch.device(device))
     heard = {site: heard_by(model, clips, training, changed=True) for site, clips in sites.items()}
     optimizers = {site: build_optimizer(model, training) for site in sites}
-    state = begin(trained_weights(model))
+    local = {site: Local(model, config.algorithm) for site in sites}  # one model for all: they differ in what they keep
+    state = begin(_copied(next(iter(local.values()))))
     after_round(0, state.model)
     for done in range(training.rounds):
         updates = []
         for site in sites:
-            load_weights(model, state.model)  # one model for all: sites differ in weights and in their optimizers
-            if not training.keep_optimizer:
-                optimizers[site] = build_optimizer(model, training)
-            report(done + 1, site, "train", train_round(model, optimizers[site], heard[site], training, done))
-            updates.append(trained_weights(model))
+            local[site].load(state.model)
+            report(done + 1, site, "train", local[site].train(optimizers[site], heard[site], training, done))
+            updates.append(_copied(local[site]))
         state = next_state(rule, state, updates, [len(clips) for clips in sites.values()])
         after_round(done + 1, state.model)
+    at_the_end(local)
     return state.model
+
+
+def _copied(local: Local) -> dict[str, Floats]:
+    return {name: array.copy() for name, array in local.tensors().items()}

@@ -15,11 +15,13 @@ from federation.errors import FederationError, SubmissionRefused
 from federation.notebook.handle import ExperimentHandle, FederationHandle, Site
 from federation.policy import RoundPolicy
 from federation.settings import Certificates, certificates_beside, load_director
-from kws.config import ExperimentConfig
+from kws.algorithms import Local
+from kws.config import ConfigError, ExperimentConfig
 from kws.metrics import METRICS
-from kws.model import Classifier, ModelError, build_model, frozen_digest, load_weights
+from kws.model import Classifier, ModelError, build_model, frozen_digest
 from kws.tasks import settings_of
 from lab import HOUSE
+from lab.algorithms import check_numbers, described_rule
 from lab.records import Run
 from lab.session import brings_own
 from lab.tables import GLOBAL
@@ -128,11 +130,12 @@ def submit(
     Every site compares the frozen part of its model with the one here.
 
     Raises:
-        SubmissionRefused: the model cannot be built here, or the director says why.
+        SubmissionRefused: the model cannot be built here, the rule does not take its numbers, or the director says why.
     """
     try:
+        check_numbers(config.algorithm)
         frozen = frozen_digest(build_model(config.model, config.training.seed, form))
-    except ModelError as error:
+    except (ModelError, ConfigError) as error:
         raise SubmissionRefused(str(error)) from error
     return federation.submit(
         name,
@@ -143,17 +146,18 @@ def submit(
         best_metric=config.best_metric,
         best_direction=METRICS[config.best_metric].direction,
         scores={name: metric.score for name, metric in METRICS.items()},
-        keep_optimizer=config.training.keep_optimizer,
+        keep_optimizer=config.training.keep_optimizer or config.algorithm.keeps,
+        rule=described_rule(config.algorithm),
         policy=policy,
         update_format=config.update_format,
     )
 
 
 def best_model(experiment: ExperimentHandle, config: ExperimentConfig, form: ClipFormat) -> Classifier:
-    """The model that scored best in the aggregated validation."""
-    model = build_model(config.model, config.training.seed, form)
-    load_weights(model, experiment.best_weights())
-    return model
+    """The model that scored best in the aggregated validation; with a new head where each site has one of its own."""
+    local = Local(build_model(config.model, config.training.seed, form), config.algorithm)
+    local.load(experiment.best_weights())
+    return local.model
 
 
 def record(experiment: ExperimentHandle, run: Run, draw: Callable[[pd.DataFrame], None], every: float = 1.0) -> float:

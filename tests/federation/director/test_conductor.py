@@ -23,7 +23,7 @@ from federation.director.uploads import Replaced, Silent
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
 from federation.wire.models import ModelFile, Packed, Piece
 from federation.wire.transfer import Address, RoundOver
-from rules.contract import Computed, State, Tensors
+from rules.contract import Computed, Rule, State, Tensors
 from rules.exact import MOST_WEIGHT, mean
 from rules.registry import RULES
 from rules.running import KEPT
@@ -156,7 +156,7 @@ def test_a_rule_by_name(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Rule):
     """A rule with state: what it kept is half of what the model moves by."""
 
     of_the_mean: ClassVar[bool] = True

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from federation.wire.models import CHUNK, MAPPED, ModelFile, Packed, Piece, save, write
-from rules.contract import BLOCK, Computed
+from federation.wire.models import CHUNK, MAPPED, ModelFile, Packed, Piece, Writing, save, write, write_together
+from rules.contract import BLOCK, Computed, InMemory
 
 SHAPES = st.dictionaries(
     st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
@@ -105,3 +105,25 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     save_file({"a": np.zeros(2, np.int64)}, tmp_path / "integers")
     with pytest.raises(ValueError, match="a is of type I64; allowed: F32, F16, BF16, I8"):
         ModelFile(tmp_path / "integers")
+
+
+def test_files_that_are_written_together_are_those_that_are_written_alone(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    shapes = {"a": (3, BLOCK), "empty": (0, 2), "b": (5,)}
+    model = InMemory({name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+    kept = InMemory({f"{kind}/{name}": array * 2 for kind in ("m", "v") for name, array in model.items()})
+    kept |= {"v/c": np.ones(3, np.float32), "m/b": np.ones((5, 1), np.float32)}
+    read: list[tuple[str, slice]] = []
+
+    class Noting(InMemory):
+        def read(self, name: str, place: slice) -> np.ndarray:
+            read.append((name, place))
+            return super().read(name, place)
+
+    writings = [Writing(tmp_path / "model", Noting(model)), Writing(tmp_path / "kept", Noting(kept), {"numbers": "{}"})]
+    one, other = write_together(writings)
+    assert write(tmp_path / "alone", model).path.read_bytes() == one.path.read_bytes()
+    assert write(tmp_path / "alone", kept, {"numbers": "{}"}).path.read_bytes() == other.path.read_bytes()
+    first = [(name, slice(0, BLOCK)) for name in ("a", "m/a", "v/a")]
+    assert read[:3] == first  # what belongs together comes together
+    assert len(read) == len(set(map(repr, read)))

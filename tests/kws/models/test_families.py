@@ -282,4 +282,4 @@ def test_the_tasks_that_the_engine_runs(kind: str, folder_of: Callable[[str], st
     assert all(np.isfinite(value) for value in validate(model, data, "cpu").values())
     home = build_model(config.model, 0, HALF)
     load_weights(home, mean)
-    assert torch.equal(logits_of(home), logits_of(model)), "what comes home is what the sites validated"
+    assert torch.equal(logits_of(home), logits_of(model.model)), "what comes home is what the sites validated"

@@ -75,16 +75,26 @@ def _add_lora(network: Any, family: Family, recipe: ModelRecipe, seed: int) -> N
             initialise(network, [name], seed, std=(3 * weights.shape[1]) ** -0.5)  # as large as peft's
 
 
-def trained_tensors(model: Classifier) -> dict[str, np.ndarray]:
-    """The tensors that training changes, by name, float32. Only these are federated.
+def trained(model: Classifier) -> dict[str, torch.Tensor]:
+    """What training changes, by name: the model's own parameters, and the statistics of its batch norms."""
+    return dict(_trained(model.network))
 
-    On the CPU they are the model's own memory and change with it; but where no matrix of the encoder is trained, its
+
+def trained_tensors(model: Classifier) -> dict[str, np.ndarray]:
+    """The tensors that training changes, by name, float32, as `packed`. Only these are federated."""
+    return packed(model, trained(model))
+
+
+def packed(model: Classifier, tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Tensors by the names of what is trained, or some of it, as they travel: float32 arrays.
+
+    On the CPU they are the tensors' own memory and change with it; but where no matrix of the encoder is trained, its
     vectors travel as one, joined: the names of hundreds would be more than a hundredth of the bytes.
     """
-    own = dict(_trained(model.network))
+    own = dict(tensors)
     vectors = [own.pop(name).detach() for name in _vectors(model, own)]
-    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in own.items()}
-    return tensors | ({VECTORS: torch.cat(vectors).cpu().numpy()} if vectors else {})
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in own.items()}
+    return arrays | ({VECTORS: torch.cat(vectors).cpu().numpy()} if vectors else {})
 
 
 def trained_weights(model: Classifier) -> dict[str, np.ndarray]:
@@ -98,17 +108,29 @@ def load_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
     Raises:
         ModelError: names or shapes are not those of the model.
     """
-    own = dict(_trained(model.network))
+    unpack(model, trained(model), weights)
+
+
+def unpack(
+    model: Classifier, tensors: Mapping[str, torch.Tensor], weights: Mapping[str, np.ndarray], prefix: str = ""
+) -> None:
+    """Put what has travelled into tensors, in place: what was `packed`, under names that begin so.
+
+    Other names with a slash are not looked at.
+
+    Raises:
+        ModelError: names or shapes are not those of the tensors.
+    """
+    own = dict(tensors)
     vectors = {name: own.pop(name) for name in _vectors(model, own)}
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     shapes |= {VECTORS: (sum(len(vector) for vector in vectors.values()),)} if vectors else {}
-    if shapes.keys() != weights.keys():
-        raise ModelError(
-            f"the tensors are not this model's; they differ in: {', '.join(sorted(shapes.keys() ^ weights.keys()))}"
-        )
+    there = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
+    if differing := shapes.keys() ^ {name for name in there if "/" not in name}:
+        raise ModelError(f"the tensors are not this model's; they differ in: {', '.join(sorted(differing))}")
     with torch.no_grad():
         for name, shape in shapes.items():
-            array = weights[name]  # read from disk now, if it is there
+            array = weights[f"{prefix}{name}"]  # read from disk now, if it is there
             if shape != array.shape:
                 raise ModelError(f"{name} has shape {tuple(array.shape)}; this model's is {shape}")
             given = torch.from_numpy(np.require(array, requirements=["C", "W"]))
@@ -118,7 +140,7 @@ def load_weights(model: Classifier, weights: Mapping[str, np.ndarray]) -> None:
                 parts = torch.split(given, [len(vector) for vector in vectors.values()])
                 for vector, part in zip(vectors.values(), parts, strict=True):
                     vector.copy_(part)
-        for name, tensor in (own | vectors).items():
+        for name, tensor in tensors.items():
             if name.endswith("running_var"):
                 tensor.clamp_(min=0)  # an update in few bits may round a variance below zero
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kws.config import ConfigError, ExperimentConfig
 from kws.settings import with_values
+from lab.algorithms import rule_of
 from lab.changes import as_mapping
 from lab.presets import adapter_hubert, hf_finetune, superb_ks, tiny
 
@@ -61,4 +62,6 @@ def asked_for(name: str | None, model: str | None, changes: Sequence[str] = ()) 
     values = as_mapping(changes)
     group = values.get("model")
     changed_to = group.get("name") if isinstance(group, dict) else None
-    return with_values(preset(name, model or (changed_to and str(changed_to))), values)
+    config = with_values(preset(name, model or (changed_to and str(changed_to))), values)
+    rule_of(config.algorithm)
+    return config
