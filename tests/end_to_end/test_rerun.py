@@ -39,6 +39,7 @@ def measured(run: Run) -> pd.Series:
     return lines.set_index(["round", "site", "task", "metric"])["value"].sort_index()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_record_is_repeated_with_the_same_curves(tiny_corpus: Path, names: tuple[str, str]) -> None:
     first, again = (Run(HOUSE / "runs" / name) for name in names)

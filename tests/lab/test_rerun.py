@@ -9,7 +9,6 @@ import pytest
 
 from federation.settings import load_envoy
 from kws.config import ConfigError, ExperimentConfig
-from lab import rerun
 from lab.asked import Asked
 from lab.rerun import RecordError, envoys, read, repeat
 from shard_descriptors.partition.contract import assign, digest
@@ -58,17 +57,16 @@ def test_every_site_of_the_record_is_started_with_its_shard(record: dict[str, An
         assert dict(settings.descriptor_params) == expected
 
 
-def test_what_is_repeated_is_the_experiment_as_it_was(
-    record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, given = written(tmp_path, record), list[Any]()
-    monkeypatch.setattr(rerun, "run_demo", lambda *arguments: given.extend(arguments) or 0)
-    assert repeat(path, "again") == 0
-    asked, name, _, data_path = given
-    assert asked == Asked(baselines=["pooled"], seeds=[4], recorded=str(path))
-    assert asked.experiment(record["shards"]).training.seed == 4
-    assert (name, data_path) == ("again", record["data"]["path"])
-    assert "different   nothing that the record knows of" in capsys.readouterr().out
+def test_what_is_repeated_is_the_experiment_as_it_was(record: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path, record)
+    again = repeat(path)
+    assert again.asked == Asked(baselines=["pooled"], seeds=[4], recorded=str(path))
+    assert again.asked.experiment(again.shards).training.seed == 4
+    assert again.data_path == record["data"]["path"]
+    assert list(again.sites(tmp_path)) == ["a", "b", "c"]
+    assert again.different == []
+    repeated = repeat(written(tmp_path, record | {"versions": {"torch": "0.1"}}))
+    assert repeated.different[0].startswith("versions torch is ")
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,14 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of the new run; default: the time.")] = None,
 ) -> None:
     """Run again what a run has recorded: the same sites, data and settings; says what is different here."""
+    from lab.demo import run_demo
     from lab.rerun import repeat
 
     try:
-        status = repeat(record, name)
+        again = repeat(record)
+        typer.echo(f"repeats     {record.resolve()}")
+        typer.echo("different   " + ("\n            ".join(again.different) or "nothing that the record knows of"))
+        status = run_demo(again.asked, name, again.sites, again.data_path)
     except (ValueError, OSError) as error:
         typer.echo(f"kws: {error}", err=True)
         status = 2

@@ -1,10 +1,10 @@
-"""A run once more, from its record: the same federation on this machine, with what is different here said first."""
+"""A run once more, from its record: the same federation on this machine, and what is different here."""
 
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import yaml
 from kws.config import ExperimentConfig
 from lab import HOUSE
 from lab.asked import Asked
-from lab.demo import run_demo
 from lab.provenance import differences, provenance
 from lab.session import brings_own, clip_format
 from shard_descriptors.corpus import Corpus
@@ -28,11 +27,28 @@ class RecordError(ValueError):
     """A record that cannot be repeated here; says why."""
 
 
-def repeat(path: Path, name: str | None = None) -> int:
-    """Run again what a `config.json` has recorded, as `kws demo` does; the exit status for the shell.
+@dataclass(frozen=True)
+class Repeat:
+    """A run that is to be repeated, as `lab.demo.run_demo` takes it.
 
-    Every site of the record is started here, with its shard. The corpus is the one that DATA names, else the record's
-    path. What is different here is printed, and changes nothing.
+    asked: the experiment of the record, and what else the run does. shards: what each site told. data_path: where the
+    corpus lies; None: as DATA says, else synthetic speech. different: what is not as it was, in words.
+    """
+
+    asked: Asked
+    shards: Mapping[str, Mapping[str, Any]]
+    data_path: str | None
+    different: list[str]
+
+    def sites(self, folder: Path) -> dict[str, Sequence[str]]:
+        """By site, the command that starts it with its recorded shard; its settings are written into the folder."""
+        return envoys(self.shards, folder)
+
+
+def repeat(path: Path) -> Repeat:
+    """What a `config.json` has recorded, to be run again: every site of it is started on this machine, with its shard.
+
+    The corpus is the one that DATA names, else the one at the record's path. What is different here stops nothing.
 
     Raises:
         RecordError: it is no record, or of recordings that cannot be shared out here.
@@ -40,15 +56,11 @@ def repeat(path: Path, name: str | None = None) -> int:
     """
     record = read(path)
     config = ExperimentConfig.from_dict(record["config"])
-    asked = _asked(record, path)
-    data_path = _where(record)
-    corpus = open_corpus("speech_commands", data_path, **next(iter(record["shards"].values()))["settings"])
+    asked, data_path, shards = _asked(record, path), _where(record), record["shards"]
+    corpus = open_corpus("speech_commands", data_path, **next(iter(shards.values()))["settings"])
     _refuse_other_partition(record, corpus)
-    here = provenance(config, asked, record["shards"], clip_format(record["shards"]), corpus)
-    found = differences(record, here)
-    print(f"repeats     {path.resolve()}")
-    print("different   " + ("\n            ".join(found) if found else "nothing that the record knows of"), flush=True)
-    return run_demo(asked, name, lambda folder: envoys(record["shards"], folder), data_path)
+    here = provenance(config, asked, shards, clip_format(shards), corpus)
+    return Repeat(asked, shards, data_path, differences(record, here))
 
 
 def read(path: Path) -> dict[str, Any]:
