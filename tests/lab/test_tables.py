@@ -11,6 +11,7 @@ from lab.session import figures
 from lab.tables import (
     best_validation,
     budget,
+    by_site,
     compared,
     history,
     rehearsed,
@@ -164,6 +165,19 @@ def test_what_a_round_cost_each_site(run: Run) -> None:
         "first_update_norm": 1.0, "last_update_norm": 0.5,
     }  # fmt: skip
     assert work_by_site(run.metrics()[:0]).empty
+
+
+def test_the_worst_site_comes_first(run: Run) -> None:
+    for site, loss, accuracy in (("north", 0.5, 0.9), ("south", 0.7, 0.8)):
+        run.add_metrics(2, site, "validate_global", {"loss": loss, "accuracy": accuracy})
+        run.add_metrics(2, site, "validate_local", {"loss": 1.0, "accuracy": 0.7})
+    table = by_site(run.metrics(), 2, "accuracy")
+    assert list(table.index) == ["south", "north"]
+    assert table.loc["south"].to_dict() == pytest.approx({"own": 0.7, "averaged": 0.8, "gain": 0.1})
+    losses = by_site(run.metrics(), 2, "loss")
+    assert list(losses.index) == ["south", "north"], "of a loss the largest is the worst"
+    assert losses.loc["north", "gain"] == pytest.approx(0.5)
+    assert by_site(run.metrics(), 9, "accuracy").isna().all(axis=None), "of a round that nobody has validated"
 
 
 def test_a_rehearsal_by_round(run: Run) -> None:

@@ -129,6 +129,8 @@ def finish(
         trials: of several seeds, all of them.
     """
     metrics = run.metrics()
+    best = tables.best_validation(metrics, config.best_metric)
+    sites = tables.by_site(metrics, int(best["round"]), config.best_metric) if best else pd.DataFrame()
     sizes = {site: shard["utterances"]["train"] for site, shard in shards.items() if "utterances" in shard}
     if predictions:
         predictions.save(run.predictions_path)
@@ -141,7 +143,9 @@ def finish(
         partition=", ".join(sorted({shard["partition"] for shard in shards.values()})),
         test_of=overlap and overlap.sentence(),
         overlap=overlap and overlap.to_dict(),
-        validation=tables.best_validation(metrics, config.best_metric),
+        validation=best,
+        validation_by_site={site: row.dropna().to_dict() for site, row in sites.iterrows()},
+        worst_site=next(iter(sites.index), None),
         budget=tables.budget(metrics, sizes),
         work=tables.work_by_site(metrics).to_dict(orient="index"),
         seeds={

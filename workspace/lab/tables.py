@@ -138,6 +138,25 @@ def best_validation(metrics: pd.DataFrame, metric: str) -> dict[str, float]:
     return {"round": int(best), **scores.loc[best].reindex([*METRICS]).dropna().to_dict()}
 
 
+def by_site(metrics: pd.DataFrame, round_number: int, metric: str) -> pd.DataFrame:
+    """One metric at each site, the worst first: of its own model and of the averaged one, on the same speakers.
+
+    `own` is what the site had trained in that round, before averaging; `gain` how much better the averaged model is.
+    Baselines are not in it, since they are validated on everybody's speakers.
+    """
+    local, average = (history(metrics, task, metric) for task in ("validate_local", "validate_global"))
+    table = pd.DataFrame(
+        {
+            name: each.reindex([round_number]).iloc[0].reindex(sites_of(metrics))
+            for name, each in (("own", local), ("averaged", average))
+        },
+        dtype=float,
+    )
+    sign = 1 if METRICS[metric].direction == "max" else -1
+    table["gain"] = sign * (table["averaged"] - table["own"])
+    return table.sort_values("averaged", ascending=sign > 0).rename_axis("site")
+
+
 def validation_by_label(metrics: pd.DataFrame, round_number: int, labels: Sequence[str]) -> pd.DataFrame:
     """Precision, recall, F1, IoU and utterances of every label: the averaged model, on all sites' validation."""
     lines = metrics[(metrics["task"] == "validate_global") & (metrics["site"] == GLOBAL)]
