@@ -24,7 +24,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,13 @@ from federation.director.results import Results
 from federation.director.room import Room
 from federation.director.round import Phase, Reply, RoundBook, Terms, Timer
 from federation.director.state import ExperimentState
-from federation.director.uploads import IDLE_SECONDS, Run
+from federation.director.uploads import IDLE_SECONDS, Cut, Run
 from federation.errors import disk_problem
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, finished_rounds, tasks_of
 from federation.wire.description import Description
 from federation.wire.metadata import AGGREGATOR
 from federation.wire.models import updates_folder
-from federation.wire.transfer import Address, RoundOver
+from federation.wire.transfer import Address, RoundOver, UpdateLost
 from rules import scores
 from rules.registry import build
 
@@ -244,7 +245,7 @@ class Conductor:
         Raises:
             RoundOver: it is another round's turn, or the round goes on without this site.
             ValueError: it is not an update of this round's model; says which tensor.
-            Replaced, Silent: see there.
+            Replaced, Silent, Cut: see there.
             OSError: it cannot be kept.
         """
         site, number = address.site, address.round
@@ -254,16 +255,20 @@ class Conductor:
             if self.book.expects(site, TRAIN, number) is Reply.LATE:
                 raise RoundOver(f"round {number + 1} goes on without site {site}")
 
-        async def heard() -> AsyncIterator[bytes]:
+        async def heard() -> AsyncGenerator[bytes, None]:
             async for message in messages:
                 self.heard(site)  # a site on a slow line may send one model for minutes
                 yield message
 
         check()
         try:
-            await self._expect(number).uploads.receive(address, heard(), check, begin)
+            async with aclosing(heard()) as told:
+                await self._expect(number).uploads.receive(address, told, check, begin)
         except ValueError as error:
             logger.error("site %s: its update was refused: %s", site, error, extra=self._about(site))
+            raise
+        except Cut as error:
+            logger.info("site %s: %s", site, error, extra=self._about(site))
             raise
         except OSError as error:
             check()  # the round may have gone on, and its folder with it
@@ -276,7 +281,8 @@ class Conductor:
         What was taken before, or comes too late, changes nothing.
 
         Raises:
-            ValueError: nobody has asked for that, a metric cannot be taken, or the trained model has not come.
+            ValueError: nobody has asked for that, or a metric cannot be taken.
+            UpdateLost: the trained model has not come, or came before the director was started.
         """
         site, task, number = results.site, results.task, results.round
         reply = self.book.expects(site, task, number)
@@ -287,11 +293,11 @@ class Conductor:
             raise ValueError(problem)
         gathering = self._expect(number)
         if task == TRAIN and not gathering.uploads.has(site):
-            raise ValueError("the trained model has not arrived")
+            raise UpdateLost("the trained model has not arrived")
         self.book.answer(site, task, number)
         gathering.take(results)
-        told = scores.merge({site: results.metrics}, {site: results.examples}, self._scores)
-        self._tell([self._line(task, metric, value, site) for metric, value in told.items()])
+        own = scores.merge({site: results.metrics}, {site: results.examples}, self._scores)
+        self._tell([self._line(task, name, value, site) for name, value in own.items() if not scores.is_sum(name)])
         if task == TRAIN:
             update, leave = gathering.uploads.freeze(site)
             self._adding.put((lambda: gathering.add(update, site, results.examples), leave))
@@ -372,9 +378,10 @@ class Conductor:
             self._tell([self._line("round", "took_part", float(site in took_part), site) for site in about])
         for task in self.book.tasks:
             merged = await self._run(gathering.merged, task, self._scores)
-            self._tell([self._line(task, metric, value, AGGREGATOR) for metric, value in merged.items()])
+            shown = {n: v for n, v in merged.items() if task == VALIDATE_AGGREGATED or not scores.is_sum(n)}
+            self._tell([self._line(task, name, value, AGGREGATOR) for name, value in shown.items()])
             if task == VALIDATE_AGGREGATED:
-                self._keep_if_best(merged.get(self._description.best_metric, math.nan))
+                self._keep_if_best(merged)
                 if trains:
                     self._stop_early(number)
         unchanged, keeps = frozenset[str](), False
@@ -425,9 +432,15 @@ class Conductor:
             logger.error("round %d of %s", self.round + 1, self.name, exc_info=error, extra=self._about())
             self.end(f"round {self.round + 1}: the sites' results do not go together: {error!r}")
 
-    def _keep_if_best(self, score: float) -> None:
+    def _keep_if_best(self, merged: Mapping[str, float]) -> None:
         """Of equal scores the later one counts, since that model has learned longer."""
+        score = merged.get(self._description.best_metric, math.nan)
         if not math.isfinite(score):
+            there = ", ".join(name for name in merged if not scores.is_sum(name)) or "none"
+            self._on_notice(
+                f"the best model is chosen by {self._description.best_metric}, which nobody has measured; the sites' "
+                f"metrics are: {there}"
+            )
             return
         sign = 1.0 if self._description.best_direction == "max" else -1.0
         if self._best_score is None or sign * score >= sign * self._best_score:

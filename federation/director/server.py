@@ -93,7 +93,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             model: ModelFile | None = self.director.get_trained_model(experiment, by.name, kind)
         except FederationError as error:
             _refused(f"the {kind} model", by, error, experiment)
-            return None
+            raise
         except OSError as error:
             raise ValueError(f"the {kind} model of {experiment} cannot be read ({error})") from error
         if model:
@@ -330,6 +330,7 @@ async def serve(settings: DirectorSettings) -> None:
             experiments.cancel()
             server.director.leave()
             await server.server.stop(grace=1)  # time enough to tell the readers
+            await server.director.gone()  # before another one may have the folder
 
 
 @contextmanager

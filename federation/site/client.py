@@ -114,6 +114,7 @@ class RoundClient:
         """Send the metrics of one task, and the number of examples that weighs them.
 
         Raises:
+            UpdateLost: what was trained has to be sent again first.
             FederationError: the director refuses, or is gone.
         """
         tensors = [_named(name, value, engine_round, TAGS[task]) for name, value in metrics.items()]

@@ -29,10 +29,13 @@ from federation.site.failure import TaskFailed
 from federation.site.local_state import LocalState
 from federation.site.worker import Worker
 from federation.wire.models import ModelParts, Packed
-from federation.wire.transfer import RoundOver, SiteTransfers
+from federation.wire.transfer import RoundOver, SiteTransfers, UpdateLost
 from federation.wire.updates import Encoder, norm_of_change
 
 logger = logging.getLogger(__name__)
+
+SENDINGS = 5
+"""How often the same is sent to a director that loses it."""
 
 TASKS = (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL)
 
@@ -180,10 +183,23 @@ class Collaborator:
         self._sent.pop(TRAIN, None)
 
     def _send(self, task: str, result: Result) -> None:
-        self._audit.results(task, self._round, result.examples, result.metrics, result.update)
-        if result.update:
-            self._transfers.send(self._round, result.update)
-        self._client.send_results(task, self._round, result.examples, result.metrics)
+        """Send what a task has made; what was trained once more where the director was started again in between.
+
+        Raises:
+            RoundOver: the director has closed the round.
+            FederationError: it refuses, is gone, or loses what was trained each time.
+        """
+        for left in reversed(range(SENDINGS)):
+            self._audit.results(task, self._round, result.examples, result.metrics, result.update)
+            if result.update:
+                self._transfers.send(self._round, result.update)
+            try:
+                self._client.send_results(task, self._round, result.examples, result.metrics)
+                return
+            except UpdateLost as lost:
+                if not left:
+                    raise
+                logger.warning("the director has lost what was sent (%s); sending it again", lost)
 
     def _restore(self) -> None:
         """Give the optimizer the state that it had before this round, unless it is in memory."""

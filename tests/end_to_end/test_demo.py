@@ -261,7 +261,10 @@ def test_a_broken_recording_is_named_in_the_end(tiny_corpus: Path, tmp_path: Pat
     Path(broken.path).write_bytes(b"RIFF, but not really")
     demo = Demo([str(PYTHON), "-m", "lab", "demo", "--change", "training.rounds=1"], DATA=str(corpus))
     assert demo.wait(120) == 1
-    assert f"{broken.path} cannot be read as audio" in demo.error
+    assert "cannot be read as audio" in demo.error  # which recording, stays at the site, in its log
+    assert broken.path not in demo.error
+    logs = Path(demo.error.split("All logs: ")[1].splitlines()[0])
+    assert any(f"{broken.path} cannot be read as audio" in log.read_text() for log in logs.glob("*.log"))
     assert re.search(r"site envoy(_two)?, round 1, task train", demo.error)
     demo.assert_nothing_is_left()
 

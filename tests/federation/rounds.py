@@ -21,7 +21,7 @@ from federation.director.results import Results
 from federation.director.room import LEAST, Room
 from federation.director.state import ExperimentState, Submitted
 from federation.policy import RoundPolicy
-from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, RoundSchedule
+from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, tasks_of
 from federation.wire.description import Description
 from federation.wire.models import ModelFile, Packed, Piece, save
 from federation.wire.transfer import Address
@@ -205,8 +205,12 @@ def build(
 ) -> EngineAggregator | Conducted:
     if kind is Conducted:
         return Conducted(folder, rounds, model, **settings)
+
+    def assigned(sites: Iterable[str], number: int, **_: Any) -> dict[str, list[Any]]:
+        return {site: [TASKS[name] for name in tasks_of(number, rounds)] for site in sites}
+
     assigner = Assigner(
-        assigner_function=RoundSchedule(rounds, TASKS),
+        assigner_function=assigned,
         aggregation_functions_by_task={TRAIN: WeightedAverage()},
         authorized_cols=list(SIZES),
         rounds_to_train=rounds + 1,

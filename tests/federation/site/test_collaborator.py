@@ -12,12 +12,12 @@ from toy_shard import ToyShard
 from federation.errors import FederationError
 from federation.experiment import build
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
-from federation.site.collaborator import Collaborator
+from federation.site.collaborator import SENDINGS, Collaborator
 from federation.site.failure import TaskFailed
 from federation.site.local_state import LocalState
 from federation.site.worker import Worker
 from federation.wire.models import ModelFile, ModelParts, Packed, save
-from federation.wire.transfer import RoundOver
+from federation.wire.transfer import RoundOver, UpdateLost
 from federation.wire.updates import Encoder, Update
 
 ALL = (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL)
@@ -33,6 +33,7 @@ class Paper:
         self.updates: list[np.ndarray] = []
         self.closed: set[int] = set()
         self.received_bytes = 100
+        self.loses = 0  # so many updates
 
     def model(self, round_number: int) -> ModelParts:
         """The model of a round: all its elements are ten times the round's number."""
@@ -51,6 +52,9 @@ class Paper:
         self.updates.append(Update(path, model).read("vector", slice(0, 4)))
 
     def send_results(self, task: str, engine_round: int, examples: int, metrics: dict[str, float]) -> None:
+        if task == TRAIN and self.loses:
+            self.loses -= 1
+            raise UpdateLost("the trained model has not arrived")
         self.heard.append((task, engine_round, examples, metrics))
 
     @property
@@ -109,6 +113,20 @@ def test_the_optimizer_goes_on_from_round_to_round_unless_it_is_not_to(site: Any
     for number in range(3):
         fresh.do(ALL, number)
     np.testing.assert_array_equal([update[0] for update in paper.updates[3:]], [1.0, 11.0, 21.0])
+
+
+@pytest.mark.parametrize("times", [1, SENDINGS - 1])
+def test_an_update_that_a_director_has_lost_is_sent_again(times: int, site: Any, paper: Paper) -> None:
+    paper.loses = times
+    site().do(ALL, 0)
+    assert paper.order == list(ALL)
+    np.testing.assert_array_equal(paper.updates, [[1.0] * 4] * (times + 1))
+
+
+def test_a_director_that_loses_every_update_is_given_up(site: Any, paper: Paper) -> None:
+    paper.loses = SENDINGS
+    with pytest.raises(TaskFailed, match="the trained model has not arrived"):
+        site().do(ALL, 0)
 
 
 def test_what_a_director_has_lost_is_sent_again_and_not_done_again(site: Any, paper: Paper) -> None:

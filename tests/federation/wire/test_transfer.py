@@ -214,7 +214,7 @@ def test_a_director_that_stays_away_is_given_up(director: Director) -> None:
     channel = connect(f"localhost:{director.port}", Certificates())
     call = channel.unary_unary(f"/{transfer.SERVICE}/Received")
     started = time.monotonic()
-    with pytest.raises(FederationError, match="the director answered: "):
+    with pytest.raises(FederationError, match="no word from the director for 1 s "):
         keep_trying(lambda: call(Address().to_bytes()), give_up_after=1.0)
     assert 1 <= time.monotonic() - started < 10
 

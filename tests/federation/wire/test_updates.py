@@ -100,8 +100,7 @@ def test_values_that_are_not_finite_are_found_wherever_they_are(size: int, tmp_p
     start = {"a": np.zeros((size, 2), np.float32), "b": np.zeros((), np.float32), "c": np.ones(size, np.float32)}
     model = save(tmp_path / "model", start)
     for name, value in (("a", np.nan), ("b", np.inf), ("c", -np.inf)):
-        trained = {each: array + np.float32(1) for each, array in start.items()}
-        trained[name] = np.array(trained[name])  # what adding gives is a scalar for "b"
+        trained = {each: np.asarray(array + np.float32(1)) for each, array in start.items()}
         trained[name].reshape(-1)[-1:] = value
         path = write(tmp_path / name, Encoder().encode(trained, model))
         with pytest.raises(ValueError, match=f"tensor {name} holds values that are not finite"):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lab.aggregation import weighted_mean
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from small_families import CONFIGS, checkpoint
@@ -33,6 +32,8 @@ from kws.models.registry import FAMILIES
 from kws.models.trained import merged_state, train_only
 from kws.training import build_optimizer, train_round
 from lab.simulation import federated_averaging
+from rules.in_memory import begin, next_state
+from rules.mean import Mean
 from shard_descriptors.corpus import SUPERB_KS, ClipFormat
 
 CLIPS = torch.from_numpy(Tones.make(24).waveforms)
@@ -74,7 +75,8 @@ def test_the_mean_of_the_matrices_is_the_mean_of_the_models(kind: str, tmp_path:
     sites = [trained_a_round(build_model(recipe, 0, TENTH), seed) for seed in (1, 2)]
     states = [merged_state(model.network) for model in sites]
     averaged = build_model(recipe, 0, TENTH)
-    load_weights(averaged, weighted_mean([trained_weights(model) for model in sites], [1, 3]))
+    given = [trained_weights(model) for model in sites]
+    load_weights(averaged, next_state(Mean(), begin(given[0]), given, [1, 3]).model)
     for name, tensor in merged_state(averaged.network).items():
         if tensor.is_floating_point():
             expected = (states[0][name] + 3 * states[1][name]) / 4
