@@ -7,10 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import algorithms
 import crowd
 import data_layer
 import measure
 import report
+import rules_cost
 import scaling
 import training_loops
 import typer
@@ -122,6 +124,38 @@ def training(
     figures = training_loops.measure_training(size, folder, steps, threads or os.cpu_count() or 1)
     keep(f"training-{size}", figures)
     print(report.training(figures), flush=True)
+
+
+@app.command()
+def rules(
+    size: Size = "base",
+    updates: Annotated[str, typer.Option(help="how many, with commas")] = "2,10",
+    repeats: Annotated[int, typer.Option(min=1, help="how often each rule is timed")] = 3,
+) -> None:
+    """Time a round of every rule at the director beside the mean's, on files."""
+    counts = [int(each) for each in updates.split(",")]
+    measured = rules_cost.measure_rules(size, counts, RESULTS / "rules", repeats, say)
+    keep(f"rules-{size}", measured)
+    head = ["rule", *(text for count in counts for text in (f"{count} updates, s", "times the mean")), "wanted"]
+    print(f"{measured['machine']}, updates of {size}\n\n{report.table(head, rules_cost.figures(measured))}", flush=True)
+
+
+@app.command("algorithms")
+def compare_algorithms(
+    corpus: Annotated[Path, typer.Option(help="recordings in the official layout", envvar="DATA")],
+    encoder: Annotated[Path, typer.Option(help="a folder with a pretrained model")],
+    rounds: Annotated[int, typer.Option(min=1)] = algorithms.ROUNDS,
+    seeds: Annotated[int, typer.Option(min=1, help="how many")] = len(algorithms.SEEDS),
+) -> None:
+    """Train a probe by every algorithm on several partitions, and by rules with one site of five that sends garbage.
+
+    Goes on where it was ended.
+    """
+    kept, chosen = RESULTS / "algorithms.json", range(seeds)
+    found = algorithms.measure_algorithms(corpus.resolve(), encoder.resolve(), kept, rounds, chosen, say)
+    honest, spoiled = algorithms.tables(found["cells"], chosen)
+    head = ["", *(f"{name}{what}" for name in algorithms.PARTITIONS for what in ("", ", macro-F1"))]
+    print(f"{report.table(head, honest)}\n\n{report.table(['', *algorithms.GARBAGE], spoiled)}", flush=True)
 
 
 @app.command("all")

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from rules.contract import Averaging, State, Tensors, together
+from rules.contract import Averaging, Floats, State, Tensors, together
 from rules.numbers import number
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class _Adaptive(Averaging):
     beta1: float = number(0.9, least=0, below=1)
     tau: float = number(1e-3, above=0)
 
-    def second(self, v: Doubles, squared: Doubles) -> Doubles:
+    def second(self, v: Floats, squared: Floats) -> Floats:
         """The next v, of the last one and d^2."""
         raise NotImplementedError
 
@@ -34,12 +31,14 @@ class _Adaptive(Averaging):
         (mean,) = updates
         first, second = state.kept("m"), state.kept("v", self.tau**2)
 
-        def step(name: str, place: slice) -> tuple[Doubles, Doubles, Doubles]:
-            x = state.model.read(name, place).astype(np.float64)
+        rate, beta, tau = (np.float32(each) for each in (self.server_learning_rate, self.beta1, self.tau))
+
+        def step(name: str, place: slice) -> tuple[Floats, Floats, Floats]:
+            x = state.model.read(name, place)
             d = mean.read(name, place) - x
-            m = self.beta1 * first(name, place) + (1 - self.beta1) * d
-            v = self.second(second(name, place).astype(np.float64), d * d)
-            return x + self.server_learning_rate * m / (np.sqrt(v) + self.tau), m, v
+            m: Floats = beta * first(name, place) + (1 - beta) * d
+            v = self.second(second(name, place), d * d)
+            return np.asarray(x + rate * (m / (np.sqrt(v) + tau)), np.float32), m, v
 
         arrays, model = together(state.model.shapes, ("m", "v"), step)
         return State(state.model, arrays), model
@@ -51,7 +50,7 @@ class FedAdagrad(_Adaptive):
 
     beta1: float = number(0.0, least=0, below=1)
 
-    def second(self, v: Doubles, squared: Doubles) -> Doubles:
+    def second(self, v: Floats, squared: Floats) -> Floats:
         """The next v."""
         return v + squared
 
@@ -62,10 +61,10 @@ class FedYogi(_Adaptive):
 
     beta2: float = number(0.99, least=0, below=1)
 
-    def second(self, v: Doubles, squared: Doubles) -> Doubles:
+    def second(self, v: Floats, squared: Floats) -> Floats:
         """The next v."""
-        moved: Doubles = v - (1 - self.beta2) * squared * np.sign(v - squared)
-        return moved
+        new: Floats = v - np.float32(1 - self.beta2) * squared * np.sign(v - squared)
+        return new
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,6 @@ class FedAdam(_Adaptive):
 
     beta2: float = number(0.99, least=0, below=1)
 
-    def second(self, v: Doubles, squared: Doubles) -> Doubles:
+    def second(self, v: Floats, squared: Floats) -> Floats:
         """The next v."""
-        return self.beta2 * v + (1 - self.beta2) * squared
+        return np.float32(self.beta2) * v + np.float32(1 - self.beta2) * squared

@@ -92,13 +92,13 @@ class State:
     numbers: Mapping[str, float] = field(default_factory=dict)
     share: float = 1.0
 
-    def kept(self, kind: str, first: float = 0.0) -> Callable[[str, slice], npt.NDArray[Any]]:
+    def kept(self, kind: str, first: float = 0.0) -> Callable[[str, slice], Floats]:
         """Reads the arrays of one kind, `kind/name`; in the first round every element is `first`."""
         known = self.arrays.shapes
 
-        def read(name: str, place: slice) -> npt.NDArray[Any]:
+        def read(name: str, place: slice) -> Floats:
             if f"{kind}/{name}" not in known:
-                return np.full(place.stop - place.start, first)
+                return np.full(place.stop - place.start, first, np.float32)
             return self.arrays.read(f"{kind}/{name}", place)
 
         return read

@@ -16,6 +16,7 @@ TEXTS = [
 OTHERS = {
     "federation.attach",  # in a notebook `federation` is a FederationHandle
     "federation.Models",  # a service of gRPC
+    "federation.rules",  # a group of entry points
     "federation.cuda_monitor.CudaMonitor",  # where it was; who still names it is told
 }
 """What looks like a name of the house and is none. (CHANGELOG.md and DECISIONS.md tell what was.)"""

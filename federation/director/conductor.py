@@ -310,7 +310,7 @@ class Conductor:
         if not self.book.over:
             self._gathering = Gathering(
                 self._state.folder, self.round, self._last_round, self.book.tasks, self._rule, unchanged, self._run,
-                self._room, self._idle,
+                self._room, self._idle, self._best_round,
             )  # fmt: skip
         self._go_on()
 

@@ -57,6 +57,7 @@ class Gathering:
         rule: makes the next model.
         unchanged: the tensors that the round before has left as they were.
         run, room, idle_seconds: see `Uploads`.
+        best: the rounds of training of the best model so far; sites with tensors of their own keep those of it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Gathering:
         run: Run,
         room: Room,
         idle_seconds: float,
+        best: int | None = None,
     ) -> None:
         self.model = ModelFile(round_path(folder, trained))
         self.folder = updates_folder(folder) / str(number)
@@ -79,6 +81,7 @@ class Gathering:
         self.examples: dict[str, dict[str, int]] = {task: {} for task in tasks}
         self._next = trained + 1, folder
         self._rule, self._unchanged = rule, unchanged
+        self._told = {} if best is None else {"best": str(best)}
         self._updates: dict[str, Given] = {}
         self._count = 0
         self._mean = RunningMean(self.model, self.folder)
@@ -88,7 +91,8 @@ class Gathering:
         """The round's model for a site, which may have that of the round before."""
         known = self._unchanged if has_the_last else frozenset()
         if known not in self._outgoing:
-            self._outgoing[known] = Outgoing(self.model, known, {"unchanged": json.dumps(sorted(known))})
+            told = {"unchanged": json.dumps(sorted(known))} | self._told
+            self._outgoing[known] = Outgoing(self.model, known, told)
         return self._outgoing[known]
 
     def take(self, results: Results) -> None:

@@ -87,7 +87,8 @@ class Collaborator:
         self._round = -1
         self._sent: dict[str, Result] = {}
         self._trained: dict[str, np.ndarray] | None = None  # of this round, as long as the model holds it
-        self._last_trained = -1  # the engine's number of the round that this process has trained last
+        self._last_trained = -1  # the engine's number of the round whose training the state in memory follows
+        self._warned = False
 
     def run(self) -> None:
         """Work until the director says that the experiment is over.
@@ -155,6 +156,8 @@ class Collaborator:
             model = self._model()
             if not self._worker.holds(model):
                 self._forget_trained()  # it lies in the model, which is loaded anew
+            if self._local_state:  # what is the site's own is measured, too
+                self._restore()
             return Result(for_validation, self._worker.validate(model, self._round))
         if task == VALIDATE_LOCAL:
             if self._trained is None:
@@ -209,12 +212,15 @@ class Collaborator:
         if self._local_state is None or -1 < self._last_trained < self._round:
             return
         path = self._local_state.before(self._round)
-        if path is None and self._round > 0:
+        if path is None and self._round > 0 and not self._warned:
+            self._warned = True
             logger.warning("no state of an earlier round on this site: training begins with a fresh optimizer")
         if path is None:
             self._worker.forget_state()
+            self._last_trained = -1
             return
         self._worker.load_state(path)
+        self._last_trained = int(path.stem)
         logger.info("the optimizer goes on from where %s left it", path.name)
 
     def _save(self) -> None:
@@ -223,5 +229,6 @@ class Collaborator:
             return
         try:
             self._local_state.save(self._round, self._worker.save_state)
+            self._local_state.keep_own(self._round + 1, self._worker.own_tensors(), self._transfers.best)
         except OSError as error:
             logger.warning("the optimizer's state cannot be kept (%s): a restart would lose it", error)

@@ -10,13 +10,26 @@ What belongs to it only the framework adapter knows. One with state has two more
     load_local_state(model, optimizer, path, device)    restores it; `device` as in `set_tensor_dict`
 
 It never leaves the site, and is removed with the experiment.
+
+Tensors that are a site's own, such as a head that does not travel, are the exception: without them the experiment's
+model is of no use there. An adapter that has some says so by `own_tensors(model)`, which gives arrays by name. They are
+kept as files `round-N.safetensors`, with N the rounds of training of the model that they belong to: the last three, and
+those of the best round, as far as the director has told of it. They stay when the experiment is over
+(`own_folder`); the site's owner removes them.
 """
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
+
+from federation.wire.models import save
+
+OWN = "own.tensors"
+"""The folder of sites' own tensors, beside those of sites: a name that no site has."""
 KEPT = 3
 """States kept: of the last round, of the one before, for a round that has to be trained again, and of the one before
 that: a director whose newest model is damaged goes back one round, and the site may have trained the next one."""
@@ -37,11 +50,39 @@ def state_folder(root: Path, site: str, experiment_id: str, slots: int = 1) -> P
     return own
 
 
-class LocalState:
-    """States of one site in one experiment, by the engine round whose training they follow."""
+def own_folder(state: Path, experiment: str) -> Path:
+    """Where the own tensors of a site with this state folder stay, for an experiment of this name.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    >>> own_folder(Path("state/north/0123456789abcdef"), "my run")
+    PosixPath('state/own.tensors/north/my%20run-01234567')
+    """
+    site, number = state.parent.name, state.name
+    return state.parents[1] / OWN / site / f"{quote(experiment, safe='')}-{number[:8]}"
+
+
+class LocalState:
+    """States of one site in one experiment, by the engine round whose training they follow.
+
+    own: the folder for the site's own tensors; None: none are kept after the end.
+    """
+
+    def __init__(self, folder: Path, own: Path | None = None) -> None:
+        self._folder, self._own = folder, own
+
+    def keep_own(self, rounds: int, tensors: Mapping[str, np.ndarray], best: int | None) -> None:
+        """Keep the own tensors that go with the model after so many rounds; `best`: those of the best one so far.
+
+        Raises:
+            OSError: the disk does not take it; what was kept is as it was.
+        """
+        if self._own is None or not tensors:
+            return
+        self._own.mkdir(parents=True, exist_ok=True)
+        save(self._own / f"round-{rounds}.safetensors", tensors)
+        there = {int(path.stem.removeprefix("round-")): path for path in self._own.glob("round-*.safetensors")}
+        kept = {best, *sorted(each for each in there if each <= rounds)[-KEPT:]}
+        for each in there.keys() - kept:
+            there[each].unlink(missing_ok=True)
 
     def save(self, round_number: int, write: Callable[[Path], None]) -> None:
         """Keep what `write` puts into the file that it is given: all of it, or nothing.

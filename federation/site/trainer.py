@@ -25,7 +25,7 @@ from federation.logs import configure_logging
 from federation.settings import Certificates, Failures
 from federation.site import failure
 from federation.site.audit import AuditLog
-from federation.site.local_state import LocalState
+from federation.site.local_state import LocalState, own_folder
 from federation.site.noted import noted
 from federation.site.processes import end_marked, end_own_group, lead_own_group
 from federation.wire import archives
@@ -117,7 +117,7 @@ def run(task: TrainerTask) -> None:
         SiteTransfers(channel, description.id, task.site, folder),
         Encoder(description.update_format),
         keep_optimizer=description.keep_optimizer,
-        local_state=LocalState(Path(task.state)) if task.state else None,
+        local_state=LocalState(Path(task.state), own_folder(Path(task.state), task.experiment)) if task.state else None,
         audit=audit,
     ).run()
 

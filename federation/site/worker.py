@@ -70,6 +70,11 @@ class Worker:
         """Go on with the optimizer's state from a file."""
         self._experiment.adapter.load_local_state(self._model, self._optimizer, path, self._device)
 
+    def own_tensors(self) -> dict[str, np.ndarray]:
+        """What is the site's own and never travels."""
+        adapter = self._experiment.adapter
+        return dict(adapter.own_tensors(self._model)) if hasattr(adapter, "own_tensors") else {}
+
     def _load(self, tensors: Mapping[str, np.ndarray]) -> None:
         if not self.holds(tensors):
             self._experiment.adapter.set_tensor_dict(self._model, tensors, device=self._device)

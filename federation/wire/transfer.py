@@ -106,6 +106,8 @@ class SiteTransfers:
         self._held = -1
         self.received_bytes = 0
         """Of the file with which the model came that was fetched last."""
+        self.best: int | None = None
+        """The rounds of training of the best model so far, as the director has told with the last one."""
 
     def model(self, round_number: int) -> ModelParts:
         """The model that a round starts with; fetched once.
@@ -128,6 +130,8 @@ class SiteTransfers:
             self.received_bytes = path.stat().st_size
             received = ModelFile(path)
             unchanged = json.loads(received.metadata.get("unchanged", "[]"))
+            told = received.metadata.get("best", "")
+            self.best = int(told) if told.isdecimal() else None
             before = self._model
             self._model = ModelParts(dict.fromkeys(received, received) | {n: before.files[n] for n in unchanged})
             for path in before.paths() - self._model.paths():

@@ -13,10 +13,12 @@ import pytest
 HOUSE = Path(__file__).resolve().parents[2]
 sys.path.append(str(HOUSE / "benchmarks"))
 
+import algorithms  # noqa: E402
 import crowd  # noqa: E402
 import data_layer  # noqa: E402
 import measure  # noqa: E402
 import report  # noqa: E402
+import rules_cost  # noqa: E402
 import scaling  # noqa: E402
 import training_loops  # noqa: E402
 from addition import Job, JobError  # noqa: E402
@@ -203,3 +205,57 @@ def test_examples(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_rules_are_held_to_what_they_make_in_memory_before_they_are_timed(tmp_path: Path) -> None:
+    measured = rules_cost.measure_rules("0.05", (2, 5), tmp_path / "rules", 1, lambda _: None)
+    assert measured["seconds"]["2"].keys() == rules_cost.RULES.keys() - {"krum", "multi-krum"}
+    assert measured["seconds"]["5"].keys() == rules_cost.RULES.keys()
+    rows = rules_cost.figures(measured)
+    assert [row[0] for row in rows] == list(rules_cost.RULES)
+    assert rows[0][2] == rows[0][4] == "1.00"
+    assert dict(zip((row[0] for row in rows), (row[5] for row in rows), strict=True))["krum"] == "at most 2.5"
+
+
+def test_a_rule_that_makes_something_else_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = rules_cost.make("0.05", 2, tmp_path / "rules")
+    monkeypatch.setattr(rules_cost, "next_state", lambda rule, state, *_: state)
+    with pytest.raises(StepError, match="has made something else from files than in memory"):
+        rules_cost.once(rules_cost.build("mean"), paths, tmp_path / "rules")
+
+
+def test_cells_and_what_is_sent_instead_of_what_was_trained() -> None:
+    keys = [cell.key for cell in algorithms.cells((0, 1))]
+    assert len(keys) == len(set(keys))
+    assert not any("2 sites" in key and "krum" in key for key in keys)
+    assert {cell.partition for cell in algorithms.cells()} == {*algorithms.PARTITIONS, "5 sites by speaker"}
+    model, sent = {"w": np.full(2, 1.0, np.float32)}, {"w": np.full(2, 1.5, np.float32)}
+    made = {kind: spoil(sent, model, np.random.default_rng(0))["w"] for kind, spoil in algorithms.GARBAGE.items()}
+    assert made["none"].tolist() == [1.5, 1.5]
+    assert made["sign flipped"].tolist() == [0.5, 0.5]
+    assert made["scaled by 100"].tolist() == [51.0, 51.0]
+    assert not np.array_equal(made["random"], sent["w"])
+
+
+def test_a_spoiled_rule_is_the_rule_with_one_bad_update() -> None:
+    state = rules_cost.begin_of({"w": np.zeros(2, np.float32)})
+    updates = [{"w": np.full(2, value, np.float32)} for value in (1, 2, 6)]
+    for name, expected in (("mean", (100 + 2 + 6) / 3), ("median", 6.0)):
+        spoiled = algorithms.Spoiled(rule=rules_cost.build(name), garbage="scaled by 100", seed=0)
+        assert rules_cost.next_state(spoiled, state, updates, [1, 1, 1]).model["w"].tolist() == [expected] * 2
+    adam = algorithms.Spoiled(rule=rules_cost.build("fedadam"), garbage="none", seed=0)
+    for _ in range(2):  # what the rule keeps is kept
+        state, plain = (rules_cost.next_state(rule, state, updates, [1, 1, 1]) for rule in (adam, adam.rule))
+        np.testing.assert_array_equal(state.model["w"], plain.model["w"])
+        assert state.arrays.keys() == {"m/w", "v/w"}
+
+
+def test_the_table_of_algorithms_has_means_and_spreads() -> None:
+    cell = algorithms.Cell("2 sites by speaker", "mean", "none", 0)
+    found = {cell.key: {"accuracy": 0.5, "macro_f1": 0.4}}
+    assert algorithms.spread(found, cell, (0, 1), "accuracy") == "50.0"
+    found[algorithms.replace(cell, seed=1).key] = {"accuracy": 0.6, "macro_f1": 0.4}
+    assert algorithms.spread(found, cell, (0, 1), "accuracy") == "55.0 ± 7.1"
+    honest, spoiled = algorithms.tables(found, (0, 1))
+    assert honest[0][:3] == ["mean", "55.0 ± 7.1", "40.0 ± 0.0"]
+    assert set(spoiled[0][1:]) == {"–"}

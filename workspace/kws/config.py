@@ -250,9 +250,9 @@ class ExperimentConfig:
 
     model: ModelRecipe = field(default_factory=ModelRecipe)
     training: Training = field(default_factory=Training)
-    algorithm: Algorithm = field(default_factory=Algorithm)
     best_metric: str = setting("accuracy", one_of=tuple(METRICS))
     update_format: str = setting("float32", one_of=UPDATE_FORMATS)
+    algorithm: Algorithm = field(default_factory=Algorithm)
 
     def __post_init__(self) -> None:
         check(self, "")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from kws.algorithms import Local
+from kws.batches import Heard
 from kws.clips import Clips
 from kws.config import ExperimentConfig
 from kws.model import build_model
@@ -27,7 +28,7 @@ Report = Callable[[int, str, str, dict[str, float]], None]
 
 def federated_averaging(
     config: ExperimentConfig,
-    sites: Mapping[str, Clips],
+    sites: Mapping[str, Clips | Heard],
     report: Report,
     device: str = "cpu",
     rule: Rule | None = None,
@@ -38,7 +39,7 @@ def federated_averaging(
 
     Args:
         config: the experiment.
-        sites: by site name, its training clips (which also seed its randomness).
+        sites: by site name, its training clips (which also seed its randomness), or those as the model hears them.
         report: told what each site measured.
         device: where to compute.
         rule: how the sites' models become one, by the director's own code; None: as the experiment says.
@@ -53,9 +54,13 @@ def federated_averaging(
     """
     rule = rule or rule_of(config.algorithm)
     training = config.training
-    form = next(iter(sites.values())).format
+    first = next(iter(sites.values()))
+    form = (first.clips if isinstance(first, Heard) else first).format
     model = build_model(config.model, training.seed, form).to(torch.device(device))
-    heard = {site: heard_by(model, clips, training, changed=True) for site, clips in sites.items()}
+    heard = {
+        site: clips if isinstance(clips, Heard) else heard_by(model, clips, training, changed=True)
+        for site, clips in sites.items()
+    }
     optimizers = {site: build_optimizer(model, training) for site in sites}
     local = {site: Local(model, config.algorithm) for site in sites}  # one model for all: they differ in what they keep
     state = begin(_copied(next(iter(local.values()))))
@@ -66,7 +71,7 @@ def federated_averaging(
             local[site].load(state.model)
             report(done + 1, site, "train", local[site].train(optimizers[site], heard[site], training, done))
             updates.append(_copied(local[site]))
-        state = next_state(rule, state, updates, [len(clips) for clips in sites.values()])
+        state = next_state(rule, state, updates, [len(each.labels) for each in heard.values()])
         after_round(done + 1, state.model)
     at_the_end(local)
     return state.model

@@ -25,6 +25,8 @@ from federation.wire.models import ModelFile, Packed, Piece
 from federation.wire.transfer import Address, RoundOver, UpdateLost
 from rules.contract import Computed, Rule, State, Tensors
 from rules.exact import MOST_WEIGHT, mean
+from rules.in_memory import begin, next_state
+from rules.mean import Mean
 from rules.registry import RULES
 from rules.running import KEPT
 from rules.sampling import Sampling
@@ -215,7 +217,7 @@ def test_what_no_site_has_changed_does_not_travel_again(tmp_path: Path) -> None:
     (tmp_path / "rest").write_bytes(rest)
     assert set(ModelFile(tmp_path / "whole")) == {"v", "w"}
     assert set(ModelFile(tmp_path / "rest")) == {"w"}
-    assert ModelFile(tmp_path / "rest").metadata == {"unchanged": '["v"]'}
+    assert ModelFile(tmp_path / "rest").metadata == {"unchanged": '["v"]', "best": "0"}
     assert b"".join(rounds.conductor.model_for(1, 0).chunks(10)) == rest[10:]
     assert rounds.conductor.model_for(1, 0).bytes == rest
 
@@ -533,6 +535,36 @@ def test_the_disk_holds_a_few_updates_of_the_mean_and_all_of_the_median(tmp_path
         if name == "mean":
             wanted = mean([trained["w"] for trained in sent.values()], list(sites.values()))
             np.testing.assert_array_equal(rounds.model("last")["w"], wanted)
+
+
+def test_bounded_and_capped_updates_are_those_of_the_rule_in_memory(tmp_path: Path) -> None:
+    """More of them than are kept: what was moved nearer is added up and deleted like any other."""
+    sites = {f"s{number}": number + 1 for number in range(2 * KEPT)}
+    sent = {site: {name: array + size for name, array in MODEL.items()} for site, size in sites.items()}
+    rounds = Conducted(tmp_path, sites=sites, rule={"name": "mean", "max_update_norm": 4.0, "weight_cap": 3})
+    for site, trained in sent.items():
+        rounds.upload(site, pack(trained))
+        rounds.take(site, TRAIN)
+        assert sum(file.endswith(".safetensors") for file in rounds.updates) <= KEPT + 1
+    for site in sites:
+        rounds.take(site, VALIDATE_LOCAL)
+        rounds.take(site, VALIDATE_AGGREGATED)
+    state = next_state(Mean(max_update_norm=4.0, weight_cap=3), begin(MODEL), list(sent.values()), list(sites.values()))
+    for name, array in state.model.items():
+        np.testing.assert_array_equal(rounds.model("last")[name], array)
+
+
+def test_a_rule_that_needs_them_all_is_given_bounded_ones(tmp_path: Path) -> None:
+    rounds = Conducted(tmp_path, sites=dict.fromkeys("abc", 1), rule={"name": "median", "max_update_norm": 0.5})
+    for site, step in zip("abc", (1, 2, -3), strict=True):
+        rounds.upload(site, pack({name: array + step for name, array in MODEL.items()}))
+        rounds.take(site, TRAIN)
+    for site in "abc":
+        rounds.take(site, VALIDATE_LOCAL)
+        rounds.take(site, VALIDATE_AGGREGATED)
+    moved = [rounds.model("last")[name] - MODEL[name] for name in MODEL]
+    length = np.sqrt(sum(float((each.astype(float) ** 2).sum()) for each in moved))
+    assert length == pytest.approx(0.5, rel=1e-5)
 
 
 # Uploads side by side

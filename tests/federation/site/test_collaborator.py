@@ -34,6 +34,7 @@ class Paper:
         self.closed: set[int] = set()
         self.received_bytes = 100
         self.loses = 0  # so many updates
+        self.best: int | None = None
 
     def model(self, round_number: int) -> ModelParts:
         """The model of a round: all its elements are ten times the round's number."""
@@ -223,3 +224,39 @@ def test_a_model_that_is_held_is_not_loaded_again(site: Any, monkeypatch: pytest
     assert len(loaded) == 1
     one.do(ALL, 1)
     assert len(loaded) == 2
+
+
+def test_a_process_that_takes_over_measures_with_what_is_the_sites_own(
+    site: Any, paper: Paper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy's momentum stands for a head of the site's own: before it measures, it is that of the round before."""
+    measured = []
+
+    def noting(self: Worker, tensors: Any, done: int) -> dict[str, float]:
+        measured.append(float(self._optimizer["momentum"][0]))
+        return validate(self, tensors, done)
+
+    validate = Worker.validate
+    monkeypatch.setattr(Worker, "validate", noting)
+    one = site()
+    one.do(ALL, 0)
+    one.do(ALL, 1)
+    site().do((VALIDATE_AGGREGATED,), 2)  # the process before has died
+    site().do((VALIDATE_AGGREGATED,), 1)  # the director has gone back a round, too
+    assert measured == [0.0, 1.0, 1.0, 1.5, 1.5, 1.0]
+
+
+def test_own_tensors_are_kept_for_the_model_that_they_go_with(
+    site: Any, paper: Paper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        VectorAdapter, "own_tensors", staticmethod(lambda model: {"own": model["vector"].copy()}), raising=False
+    )
+    one = site()
+    one._local_state = LocalState(tmp_path / "state", tmp_path / "own")
+    for number in range(5):
+        paper.best = 1 if number else None
+        one.do(ALL, number)
+    assert {path.stem for path in (tmp_path / "own").iterdir()} == {"round-1", "round-3", "round-4", "round-5"}
+    own = ModelFile(tmp_path / "own" / "round-1.safetensors")["own"]
+    np.testing.assert_array_equal(own, paper.updates[0])

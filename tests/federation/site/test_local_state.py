@@ -1,9 +1,13 @@
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from federation.site.local_state import LocalState, state_folder
+from federation.site.local_state import LocalState, own_folder, state_folder
+from federation.wire.names import site_name_problem
 
 
 def save(state: LocalState, *rounds: int) -> None:
@@ -53,3 +57,25 @@ def test_a_site_keeps_the_state_of_as_many_experiments_as_it_has_slots(tmp_path:
     assert {*(tmp_path / "a").iterdir()} == {second, third}  # the first was touched longest ago
     assert [*state_folder(tmp_path, "a", "three").parent.iterdir()] == [third]
     assert other_site.is_dir()
+
+
+def test_own_tensors_of_the_last_three_rounds_and_of_the_best_stay_when_the_state_goes(tmp_path: Path) -> None:
+    folder = state_folder(tmp_path, "north", "0123456789" * 3)
+    own = own_folder(folder, "my run/1")
+    state = LocalState(folder, own)
+    for rounds, best in enumerate([None, 0, 1, 2, 2, 2, 2], 1):
+        state.keep_own(rounds, {"head": np.full(2, rounds, np.float32)}, best)
+    shutil.rmtree(folder)
+    state_folder(tmp_path, "north", "another")
+    kept = {path.name: float(load_file(path)["head"][0]) for path in own.iterdir()}
+    assert kept == {f"round-{rounds}.safetensors": rounds for rounds in (2, 5, 6, 7)}
+    state.keep_own(5, {"head": np.zeros(2, np.float32)}, 2)  # the director has gone back two rounds
+    assert {path.stem for path in own.iterdir()} == {"round-2", "round-5"}
+    assert site_name_problem(own.relative_to(tmp_path).parts[0])  # no site's state can lie there
+
+
+def test_a_site_without_own_tensors_has_no_folder_for_them(tmp_path: Path) -> None:
+    folder = state_folder(tmp_path, "north", "one")
+    LocalState(folder, own_folder(folder, "run")).keep_own(1, {}, None)
+    LocalState(folder).keep_own(1, {"head": np.zeros(1, np.float32)}, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["north"]

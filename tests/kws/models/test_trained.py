@@ -75,8 +75,8 @@ def test_the_mean_of_the_matrices_is_the_mean_of_the_models(kind: str, tmp_path:
     sites = [trained_a_round(build_model(recipe, 0, TENTH), seed) for seed in (1, 2)]
     states = [merged_state(model.network) for model in sites]
     averaged = build_model(recipe, 0, TENTH)
-    given = [trained_weights(model) for model in sites]
-    load_weights(averaged, next_state(Mean(), begin(given[0]), given, [1, 3]).model)
+    sent = [trained_weights(model) for model in sites]
+    load_weights(averaged, next_state(Mean(), begin(sent[0]), sent, [1, 3]).model)
     for name, tensor in merged_state(averaged.network).items():
         if tensor.is_floating_point():
             expected = (states[0][name] + 3 * states[1][name]) / 4
