@@ -46,6 +46,7 @@ def test_a_record_is_repeated_with_the_same_curves(tiny_corpus: Path, names: tup
     asked = ("--change", "training.rounds=2", "--change", "training.seed=9", "--seeds", "3,4", "--simulate", "1")
     told = kws("demo", *asked, "--no-baselines", "--name", first.name, DATA=str(tiny_corpus))
     assert "over 2 seeds" in told
+    assert "seed 4  round   2  envoy            train " in told
     assert "What it cost each site" in told
     record = first.config()
     assert record["config"]["training"]["seed"] == 3

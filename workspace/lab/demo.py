@@ -144,14 +144,17 @@ async def _until_stopped(run: Run, data: Path, asked: Asked, sites: Commands) ->
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with _federation(run, data, asked, sites) as services:
-        progress = asyncio.create_task(_show_progress(run))
+        progress = [
+            asyncio.create_task(_show_progress(own, label)) for label, own in labelled(run, asked.seeds).items()
+        ]
         try:
             result = str(run.folder / NOTEBOOK.name)
             await services.start(KERNEL, sys.executable, "-m", "lab.notebook", str(NOTEBOOK), result)
             await services.first_to_end(KERNEL)
             await asyncio.sleep(0.5)  # the last lines of progress
         finally:
-            progress.cancel()
+            for each in progress:
+                each.cancel()
 
 
 @asynccontextmanager
@@ -190,7 +193,15 @@ async def _federation(run: Run, data: Path, asked: Asked, sites: Commands) -> As
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-async def _show_progress(run: Run) -> None:
+def labelled(run: Run, seeds: Sequence[int]) -> dict[str, Run]:
+    """Where each seed is recorded (`lab.session.trials`), by how its lines begin; of a single one with nothing."""
+    if len(seeds) < 2:
+        return {"": run}
+    first, *others = seeds
+    return {f"seed {first}  ": run} | {f"seed {seed}  ": run.of_seed(seed) for seed in others}
+
+
+async def _show_progress(run: Run, label: str = "") -> None:
     """Print a line for every round, site and task, with its metrics."""
     run.metrics_path.touch()
     lines = follow(run.metrics_path)
@@ -201,14 +212,14 @@ async def _show_progress(run: Run) -> None:
             continue
         key = (line["round"], line["site"], line["task"])
         if line["metric"] == "took_part" and not line["value"]:
-            print(f"round {key[0]:3d}  {key[1]:<16} left out", flush=True)
+            print(f"{label}round {key[0]:3d}  {key[1]:<16} left out", flush=True)
         values = shown.setdefault(key, {})
         values[line["metric"]] = line["value"]
         expected = ["loss", "accuracy"] if line["task"] == "train" else tables.shown_each_round()
         complete = line["metric"] in expected and values.keys() >= set(expected)
         if complete and (line["site"] != tables.GLOBAL or line["task"] == "validate_global"):
             scores = "  ".join(f"{metric} {values[metric]:.3f}" for metric in expected)
-            print(f"round {key[0]:3d}  {key[1]:<16} {key[2]:<16} {scores}", flush=True)
+            print(f"{label}round {key[0]:3d}  {key[1]:<16} {key[2]:<16} {scores}", flush=True)
 
 
 def _show_results(run: Run, seconds: float) -> None:
