@@ -30,7 +30,7 @@ from federation.site.local_state import LocalState
 from federation.site.worker import Worker
 from federation.wire.models import ModelParts, Packed
 from federation.wire.transfer import RoundOver, SiteTransfers, UpdateLost
-from federation.wire.updates import Encoder
+from federation.wire.updates import Encoder, norm_of_change
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,12 @@ TASKS = (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL)
 
 @dataclass(frozen=True)
 class Result:
-    """What a task has made, to be sent, and sent again when the director has lost it."""
+    """What a task has made, to be sent, and sent again when the director has lost it.
+
+    To what training has measured itself the site adds, unless a metric has that name already: `seconds`, from the
+    model in hand to the trained one; `bytes_down` and `bytes_up`, of the files with which the round's model came and
+    the trained one goes; `update_norm`, the Euclidean length of what was changed, over all that travels.
+    """
 
     examples: int
     metrics: dict[str, float]
@@ -136,8 +141,17 @@ class Collaborator:
         """
         for_training, for_validation = self._worker.examples
         if task == TRAIN:
+            started = time.monotonic()
             trained, metrics = self._train()
-            return Result(for_training, metrics, self._encoder.encode(trained, self._model()))
+            seconds = time.monotonic() - started
+            update = self._encoder.encode(trained, self._model())
+            cost = {
+                "seconds": seconds,
+                "bytes_down": float(self._transfers.received_bytes),
+                "bytes_up": float(update.size),
+                "update_norm": norm_of_change(trained, self._model()),
+            }
+            return Result(for_training, cost | metrics, update)
         if task == VALIDATE_AGGREGATED:
             model = self._model()
             if not self._worker.holds(model):

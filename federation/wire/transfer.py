@@ -104,6 +104,8 @@ class SiteTransfers:
         self._folder = folder
         self._model = ModelParts({})
         self._held = -1
+        self.received_bytes = 0
+        """Of the file with which the model came that was fetched last."""
         self.best: int | None = None
         """The rounds of training of the best model so far, as the director has told with the last one."""
 
@@ -125,6 +127,7 @@ class SiteTransfers:
                         file.write(chunk)
 
                 keep_trying(fetch, progress=file.tell)
+            self.received_bytes = path.stat().st_size
             received = ModelFile(path)
             unchanged = json.loads(received.metadata.get("unchanged", "[]"))
             told = received.metadata.get("best", "")

@@ -70,7 +70,7 @@ def test_what_is_reported(config: ExperimentConfig) -> None:
     federated_averaging(config, {"north": NORTH, "south": SOUTH}, lambda *line: lines.append(line))
     assert [line[:3] for line in lines] == [(r, site, "train") for r in (1, 2) for site in ("north", "south")]
     for *_, metrics in lines:
-        assert metrics.keys() == {"loss", "objective", "accuracy"}
+        assert metrics.keys() == {"loss", "objective", "accuracy", "steps", "samples"}
         assert metrics["loss"] > 0
         assert 0 <= metrics["accuracy"] <= 1
 

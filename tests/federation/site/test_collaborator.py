@@ -32,6 +32,7 @@ class Paper:
         self.heard: list[tuple[str, int, int, dict[str, float]]] = []
         self.updates: list[np.ndarray] = []
         self.closed: set[int] = set()
+        self.received_bytes = 100
         self.loses = 0  # so many updates
         self.best: int | None = None
 
@@ -88,13 +89,18 @@ def site(paper: Paper, tmp_path: Path) -> Callable[..., Collaborator]:
     return start
 
 
-def test_a_round_is_measured_trained_and_measured_again(site: Any, paper: Paper) -> None:
+def test_a_round_is_measured_trained_and_measured_again(site: Any, paper: Paper, tmp_path: Path) -> None:
     site().do(ALL, 2)
     assert paper.order == list(ALL)
     assert [engine_round for _, engine_round, *_ in paper.heard] == [2, 2, 2]
     np.testing.assert_array_equal(paper.updates, [[21.0] * 4])
     assert paper.heard[0][3] == {"loss": 120.0, "accuracy": pytest.approx(1.0 - 17.0 / 10)}
-    assert paper.heard[1][3] == {"loss": 7.0}
+    measured = paper.heard[1][3]
+    assert measured.pop("seconds") >= 0
+    assert measured.pop("bytes_up") == (tmp_path / "update-0").stat().st_size
+    assert measured == {"loss": 7.0, "bytes_down": 100.0, "update_norm": pytest.approx(2.0)}, (
+        "four elements, each by one"
+    )
     assert paper.heard[2][3]["loss"] == 121.0  # the trained model's
     assert {examples for *_, examples, _ in paper.heard} == {1}
 
