@@ -18,7 +18,8 @@ class Selection:
     """Validates the model of every round, and keeps the best by `best_metric`; of equals the last.
 
     To be called with the number of rounds that are done, and the weights that they have made
-    (`lab.simulation.federated_averaging`, `after_round`).
+    (`lab.simulation.federated_averaging`, `after_round`); says whether there was no better one for as many rounds as
+    `training.patience` allows.
 
     Args:
         config: the experiment.
@@ -39,15 +40,18 @@ class Selection:
         self._local = Local(model, config.algorithm)  # where each site has a head of its own, this one has a new one
         self._heard = heard_by(model, validation, config.training)
         self._best: tuple[float, Weights] | None = None
+        self.best_round = 0
 
-    def __call__(self, done: int, weights: Weights) -> None:
+    def __call__(self, done: int, weights: Weights) -> bool:
         """Validate these weights."""
         self._local.load(weights)
         scores = evaluate(self._local.model, self._heard, self._config.training).scalars()
         self._report(done, scores)
         score, metric = scores[self._config.best_metric], METRICS[self._config.best_metric]
         if self._best is None or metric.better(score, self._best[0]):
-            self._best = score, weights
+            self._best, self.best_round = (score, weights), done
+        patience = self._config.training.patience
+        return patience is not None and done - self.best_round >= patience
 
     @property
     def best(self) -> Weights:
