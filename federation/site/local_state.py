@@ -13,8 +13,8 @@ It never leaves the site, and is removed with the experiment.
 
 Tensors that are a site's own, such as a head that does not travel, are the exception: without them the experiment's
 model is of no use there. An adapter that has some says so by `own_tensors(model)`, which gives arrays by name. They are
-kept as files `round-N.safetensors`, with N the rounds of training of the model that they belong to: the last three, and
-those of the best round, as far as the director has told of it. They stay when the experiment is over
+kept as files `round-N.safetensors`, with N the rounds of training of the first model that they go with: the last three,
+and those of the best round, as far as the director has told of it. They stay when the experiment is over
 (`own_folder`); the site's owner removes them.
 """
 
@@ -80,7 +80,11 @@ class LocalState:
         self._own.mkdir(parents=True, exist_ok=True)
         save(self._own / f"round-{rounds}.safetensors", tensors)
         there = {int(path.stem.removeprefix("round-")): path for path in self._own.glob("round-*.safetensors")}
-        kept = {best, *sorted(each for each in there if each <= rounds)[-KEPT:]}
+        past = sorted(each for each in there if each <= rounds)
+        of_best = [each for each in past if best is not None and each <= best][
+            -1:
+        ]  # it may not have trained each round
+        kept = {*of_best, *past[-KEPT:]}
         for each in there.keys() - kept:
             there[each].unlink(missing_ok=True)
 

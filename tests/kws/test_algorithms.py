@@ -203,6 +203,6 @@ def test_algorithms_that_do_not_go_with_the_training() -> None:
         ExperimentConfig(algorithm=SCAFFOLD)
     ExperimentConfig(training=SGD, algorithm=SCAFFOLD)
     with pytest.raises(ConfigError, match=r"algorithm.personal=head leaves nothing to travel"):
-        ExperimentConfig(ModelRecipe("folder", trained="head"), SGD, PERSONAL)
+        ExperimentConfig(ModelRecipe("folder", trained="head"), SGD, algorithm=PERSONAL)
     for sites in (None, 1, 3, 0.5):
         assert Algorithm(sites_per_round=sites).sites_per_round == sites

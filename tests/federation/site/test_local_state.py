@@ -74,6 +74,13 @@ def test_own_tensors_of_the_last_three_rounds_and_of_the_best_stay_when_the_stat
     assert site_name_problem(own.relative_to(tmp_path).parts[0])  # no site's state can lie there
 
 
+def test_a_site_that_is_not_asked_in_every_round_keeps_what_the_best_model_was_measured_with(tmp_path: Path) -> None:
+    state = LocalState(tmp_path / "state", tmp_path / "own")
+    for rounds, best in ((2, None), (5, 4), (9, 4), (12, 4), (14, 4), (20, 4)):
+        state.keep_own(rounds, {"head": np.zeros(2, np.float32)}, best)
+    assert {path.stem for path in (tmp_path / "own").iterdir()} == {"round-2", "round-12", "round-14", "round-20"}
+
+
 def test_a_site_without_own_tensors_has_no_folder_for_them(tmp_path: Path) -> None:
     folder = state_folder(tmp_path, "north", "one")
     LocalState(folder, own_folder(folder, "run")).keep_own(1, {}, None)
