@@ -161,7 +161,8 @@ def _network(model: str, trust_code: bool) -> Any:
             )
     network, found = library.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **more)
     missing = {key for key in found["missing_keys"] if not key.endswith("masked_spec_embed")}
-    if missing |= {key for key, *_ in found["mismatched_keys"]}:
+    missing |= {key for key, *_ in found["mismatched_keys"]}
+    if missing:
         raise SpotterError(
             f"{model} is a network whose classifier was never trained ({len(missing)} of its tensors are missing, "
             f"{min(missing)} for one); train one on it first: kws demo --model {model}"
