@@ -50,6 +50,7 @@ def build_model(recipe: ModelRecipe, seed: int, form: ClipFormat) -> Classifier:
     """
     set_seed(seed)
     network, extractor = tiny(recipe, form) if recipe.name == "tiny" else pretrained(recipe, seed, form)
+    network.config.clip_seconds = form.num_samples / form.sample_rate  # for whoever asks the saved model
     family, config = FAMILIES[network.config.model_type], network.config
     if extractor.sampling_rate != form.sample_rate:
         raise ModelError(

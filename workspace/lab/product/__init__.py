@@ -1,0 +1,1 @@
+"""The trained model at work: predict, measure, export, quantise, serve. Needs no federation and no corpus."""
