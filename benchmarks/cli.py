@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import algorithms
+import crowd
 import data_layer
 import measure
 import report
@@ -65,6 +66,21 @@ def scale(rounds: Rounds = 7) -> None:
     keep("scaling", kept)
     scaling.plot({report.TITLES[name]: line for name, line in lines.items()}, sites, HOUSE / "docs" / "scaling.png")
     print(f"{report.scaling(lines, sites)}\n\n{report.director_memory(model_bytes, peaks)}", flush=True)
+
+
+@app.command("sites")
+def crowds(
+    rounds: Annotated[int, typer.Option(min=3, help="rounds; the first is not timed")] = 4,
+    most: Annotated[int, typer.Option(min=10, help="the largest number of sites")] = max(crowd.SITES),
+) -> None:
+    """Have a director serve 10 to 1,000 light sites, and draw docs/sites.png."""
+    counts = [count for count in crowd.SITES if count <= most]
+    say(f"{', '.join(map(str, counts))} sites")
+    costs = crowd.with_crowds(RESULTS / "sites", rounds, counts)
+    keep("sites", [asdict(each) | {"milliseconds": each.milliseconds} for each in costs])
+    if counts[-1] == max(crowd.SITES):
+        crowd.plot(costs, HOUSE / "docs" / "sites.png")
+    print(report.crowd(costs), flush=True)
 
 
 @app.command()
@@ -154,6 +170,8 @@ def everything(size: Size = "base") -> None:
     clock()
     print()
     scale()
+    print()
+    crowds()
     print()
     compare(size)
 

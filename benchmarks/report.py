@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from crowd import AT_ONCE, longest, seconds
+from many import Cost
 from measure import Figures
 from scaling import Line
 
@@ -87,6 +89,35 @@ def scaling(lines: Mapping[str, Line], sites: Line) -> str:
     rows = [[f"{TITLES[name]}, two sites", *_line(line, "MB", "MB")] for name, line in lines.items()]
     rows.append(["this project, 0.5 MB", *_line(sites, "sites", "site")])
     return table(["", "seconds a round", "line", "R²", "farthest point"], rows)
+
+
+def crowd(costs: Sequence[Cost]) -> str:
+    """What a round costs a director, by the number of its sites, and the goals of the largest."""
+    rows = [
+        [
+            str(each.sites), f"{seconds(each):.2f} ({min(each.rounds):.2f}–{max(each.rounds):.2f})",
+            f"{each.milliseconds:.1f}", f"{each.memory / 1e6:.0f}", str(each.files), f"{longest(each, AT_ONCE):.2f}",
+            f"{longest(each, ('model', 'update')):.2f}",
+        ]
+        for each in costs
+    ]  # fmt: skip
+    head = [
+        "sites",
+        "round, s",
+        "CPU, ms a site and round",
+        "peak MB",
+        "open files",
+        "longest call, s",
+        "with a turn",
+    ]
+    most = costs[-1]
+    held = [
+        _goal(f"round of {most.sites} sites, s", seconds(most), 30),
+        _goal("director's CPU, ms a site and round", most.milliseconds, 5),
+        _goal("director, peak MB", most.memory / 1e6, 600),
+        _goal("longest call that waits for nothing, s", longest(most, AT_ONCE), 1),
+    ]
+    return f"{table(head, rows)}\n\n{table(['goal', 'measured', 'wanted', ''], held)}"
 
 
 def clock(measured: Mapping[str, float]) -> str:

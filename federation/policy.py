@@ -45,14 +45,16 @@ class RoundPolicy:
             raise ValueError("\n".join(problems))
 
     def among(self, sites: int) -> "RoundPolicy":
-        """The policy for an experiment of so many sites, with the number of those that it needs.
+        """The policy for an experiment whose rounds ask so many sites, with the number of those that it needs.
 
         Raises:
-            ValueError: it needs more sites than there are.
+            ValueError: it needs more sites than are asked.
         """
         minimum = self.minimum_sites or sites
         if minimum > sites:
-            raise ValueError(f"minimum_sites is {minimum}, and only {sites} sites are online; start more or need fewer")
+            raise ValueError(
+                f"minimum_sites is {minimum}, and a round asks only {sites} sites; start more, ask more or need fewer"
+            )
         return replace(self, minimum_sites=minimum)
 
 

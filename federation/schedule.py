@@ -4,12 +4,6 @@ The engine validates the aggregated model of round n in round n + 1, so the fina
 (interface/interactive_api/experiment.py:406). One more round without training mends it.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # importing the engine takes seconds, and a site's owner needs the names below only
-    from openfl.component.assigner.tasks import Task
-
 VALIDATE_AGGREGATED = "aggregated_model_validate"
 TRAIN = "train"
 VALIDATE_LOCAL = "locally_tuned_model_validate"
@@ -45,16 +39,3 @@ def tasks_of(engine_round: int, rounds: int) -> tuple[str, ...]:
     (('aggregated_model_validate', 'train', 'locally_tuned_model_validate'), ('aggregated_model_validate',))
     """
     return (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL) if engine_round < rounds else (VALIDATE_AGGREGATED,)
-
-
-@dataclass(frozen=True)
-class RoundSchedule:
-    """The schedule in the form of the engine's assigner (its signature): every collaborator's tasks of a round."""
-
-    rounds: int
-    tasks: dict[str, "Task"]
-
-    def __call__(self, collaborators: list[str], round_number: int, **_: Any) -> dict[str, list["Task"]]:
-        """Tasks of every collaborator in one engine round."""
-        tasks = [self.tasks[name] for name in tasks_of(round_number, self.rounds)]
-        return dict.fromkeys(collaborators, tasks)

@@ -21,7 +21,7 @@ PROGRAMS = {
     "lab.notebook": "python -m lab.notebook, which the demo starts",
 }
 """Have something to say while they run."""
-SHOWS = {"lab.session.listen": "a line above each player that it puts into the notebook"}
+SHOWS = {"lab.sounds.play": "a line above each player that it puts into the notebook"}
 """Functions for a notebook's cell."""
 TALKING = ("print", "typer.echo", "typer.secho", "click.echo", "sys.stdout.write", "sys.stderr.write", "input")
 
@@ -72,7 +72,7 @@ def test_the_check_can_fail(tmp_path: Path) -> None:
     file.write_text("import sys, typer\nprint(1)\ndef f():\n    typer.echo('x')\nclass C:\n    def g(self): print()\n")
     assert list(talking(file)) == [("", 2, "print"), ("f", 4, "typer.echo"), ("C", 6, "print")]
     assert all(list(talking(MODULES[name])) for name in ("federation.review", "federation.certificates", "lab.demo"))
-    assert [function for function, _, _ in talking(MODULES["lab.session"])] == ["listen"]
+    assert [function for function, _, _ in talking(MODULES["lab.sounds"])] == ["play"]
 
 
 def test_commands_have_no_parts_of_their_own() -> None:

@@ -138,7 +138,6 @@ ENGINE = (
     "federation.site.job",
     "federation.site.trainer",
     "federation.site.worker",
-    "federation.wire.tensors",
     "federation.experiment",
     "federation.logs",
     "federation.envoy",

@@ -177,7 +177,7 @@ def unknown(name: str, unreadable: bool = False) -> FederationError:
     """The answer to a name that stands for no experiment that can be read."""
     if unreadable:
         return FederationError(f"experiment {name} cannot be read (`list` says why); it can only be removed")
-    return FederationError(f"this director knows no experiment {name!r:.120}")
+    return FederationError(f"this director knows no experiment {name!r:.120}; `list` shows those that there are")
 
 
 def command(root: Path, request: Request) -> list[Any]:

@@ -24,7 +24,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,13 @@ from federation.director.results import Results
 from federation.director.room import Room
 from federation.director.round import Phase, Reply, RoundBook, Terms, Timer
 from federation.director.state import ExperimentState
-from federation.director.uploads import IDLE_SECONDS, Run
+from federation.director.uploads import IDLE_SECONDS, Cut, Run
 from federation.errors import disk_problem
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, finished_rounds, tasks_of
 from federation.wire.description import Description
 from federation.wire.metadata import AGGREGATOR
 from federation.wire.models import updates_folder
-from federation.wire.transfer import Address, RoundOver
+from federation.wire.transfer import Address, RoundOver, UpdateLost
 from rules import scores
 from rules.registry import build
 
@@ -79,6 +80,8 @@ class Conductor:
         on_heard: told which site was heard of.
         on_change: told that the experiment has come to its next round, or to its end.
         on_failure: told why the experiment cannot go on.
+        on_notice: told what the experiment's readers should hear of.
+        on_asked: told which sites may have something else to do, as another round asks others.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class Conductor:
         on_heard: Callable[[str], None] = lambda site: None,
         on_change: Callable[[], None] = lambda: None,
         on_failure: Callable[[str], None] = lambda reason: None,
+        on_notice: Callable[[str], None] = lambda text: None,
+        on_asked: Callable[[Collection[str]], None] = lambda sites: None,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self.name, self.id, self.sites = name, description.id, tuple(sites)
@@ -104,6 +109,7 @@ class Conductor:
         self._scores = scores.read(description.scores)
         self._tell, self._told, self._run, self._room, self._idle = tell, told, run, uploads, idle_seconds
         self._on_heard, self._on_change, self._on_failure = on_heard, on_change, on_failure
+        self._on_notice, self._on_asked = on_notice, on_asked
         self._questions: dict[str, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._released = False
@@ -111,18 +117,21 @@ class Conductor:
         progress = state.progress()
         self._best_round, self._best_score = progress.best_round, progress.best_score
         self._last_round = progress.last_round
-        rounds = description.rounds
         self.book = RoundBook(
             Terms(
                 sites=self.sites,
-                last=rounds,
+                last=description.rounds,
                 minimum=description.policy.minimum_sites or len(self.sites),
-                tasks=lambda number: tasks_of(number, rounds),
-                crux=lambda number: TRAIN if number < rounds else VALIDATE_AGGREGATED,
+                tasks=tasks_of,
+                crux=lambda number, last: TRAIN if number < last else VALIDATE_AGGREGATED,
                 seconds=description.policy.round_seconds,
+                asked=self._asked,
             ),
             progress.next_round,
+            progress.asked,
         )
+        if progress.next_round:
+            self._stop_early(progress.next_round - 1)
         self._adding = Batches(run, _do_all, self._cannot_add, _let_go)
         shutil.rmtree(updates_folder(state.folder), ignore_errors=True)
         self._begin(frozenset())
@@ -138,12 +147,16 @@ class Conductor:
         return self.book.phase is Phase.FINISHED
 
     def needs(self, site: str) -> bool:
-        """Whether there is work for a site now, or will be once it is heard of again."""
+        """Whether there is work for a site in this round, or will be once it is heard of again."""
+        return self.may_need(site) and not self.book.rests(site)
+
+    def may_need(self, site: str) -> bool:
+        """Whether there is work for a site in this round or may be in a later one."""
         return site in self.sites and not self.book.dismissed(site)
 
     def waits_only_for(self, sites: Sequence[str] | Mapping[str, str]) -> bool:
         """Whether the first round cannot close without one of these sites."""
-        others = [site for site in self.book.present if site not in sites]
+        others = [site for site in self.book.present if site in self.book.asked and site not in sites]
         in_time = self.book.terms.seconds is not None and len(others) >= self.book.terms.minimum
         return bool(sites) and self.round == 0 and not in_time
 
@@ -192,7 +205,7 @@ class Conductor:
             _answer(earlier)
         deadline = time.monotonic() + ASK_AGAIN_SECONDS
         while True:
-            tasks, over = self.book.tasks_for(site, time.monotonic()), self.book.dismissed(site)
+            tasks, over = self.book.tasks_for(site, time.monotonic()), not self.needs(site)
             self._set_timer()
             left = deadline - time.monotonic()
             if tasks or over or left <= 0:
@@ -232,7 +245,7 @@ class Conductor:
         Raises:
             RoundOver: it is another round's turn, or the round goes on without this site.
             ValueError: it is not an update of this round's model; says which tensor.
-            Replaced, Silent: see there.
+            Replaced, Silent, Cut: see there.
             OSError: it cannot be kept.
         """
         site, number = address.site, address.round
@@ -242,16 +255,20 @@ class Conductor:
             if self.book.expects(site, TRAIN, number) is Reply.LATE:
                 raise RoundOver(f"round {number + 1} goes on without site {site}")
 
-        async def heard() -> AsyncIterator[bytes]:
+        async def heard() -> AsyncGenerator[bytes, None]:
             async for message in messages:
                 self.heard(site)  # a site on a slow line may send one model for minutes
                 yield message
 
         check()
         try:
-            await self._expect(number).uploads.receive(address, heard(), check, begin)
+            async with aclosing(heard()) as told:
+                await self._expect(number).uploads.receive(address, told, check, begin)
         except ValueError as error:
             logger.error("site %s: its update was refused: %s", site, error, extra=self._about(site))
+            raise
+        except Cut as error:
+            logger.info("site %s: %s", site, error, extra=self._about(site))
             raise
         except OSError as error:
             check()  # the round may have gone on, and its folder with it
@@ -264,7 +281,8 @@ class Conductor:
         What was taken before, or comes too late, changes nothing.
 
         Raises:
-            ValueError: nobody has asked for that, a metric cannot be taken, or the trained model has not come.
+            ValueError: nobody has asked for that, or a metric cannot be taken.
+            UpdateLost: the trained model has not come, or came before the director was started.
         """
         site, task, number = results.site, results.task, results.round
         reply = self.book.expects(site, task, number)
@@ -275,10 +293,11 @@ class Conductor:
             raise ValueError(problem)
         gathering = self._expect(number)
         if task == TRAIN and not gathering.uploads.has(site):
-            raise ValueError("the trained model has not arrived")
+            raise UpdateLost("the trained model has not arrived")
         self.book.answer(site, task, number)
         gathering.take(results)
-        self._tell([self._line(task, metric, value, site) for metric, value in results.metrics.items()])
+        own = scores.merge({site: results.metrics}, {site: results.examples}, self._scores)
+        self._tell([self._line(task, name, value, site) for name, value in own.items() if not scores.is_sum(name)])
         if task == TRAIN:
             update, leave = gathering.uploads.freeze(site)
             self._adding.put((lambda: gathering.add(update, site, results.examples), leave))
@@ -337,10 +356,13 @@ class Conductor:
             self._closing = None
         if self.book.over:  # ended meanwhile
             return
+        before = self.book.asked
         self.book.kept()
         self._begin(unchanged)
         self._wake()
         self._on_change()
+        if others := before ^ self.book.asked:
+            self._on_asked(others)
 
     async def _outcome(self) -> frozenset[str]:
         """Make what a closed round comes to, and put it on disk; the tensors that are as they were."""
@@ -352,12 +374,16 @@ class Conductor:
             extra=self._about(),
         )  # fmt: skip
         if trains := TRAIN in self.book.tasks:
-            self._tell([self._line("round", "took_part", float(site in took_part), site) for site in self.sites])
+            about = self.sites if self._description.sampling is None else sorted(self.book.asked)
+            self._tell([self._line("round", "took_part", float(site in took_part), site) for site in about])
         for task in self.book.tasks:
             merged = await self._run(gathering.merged, task, self._scores)
-            self._tell([self._line(task, metric, value, AGGREGATOR) for metric, value in merged.items()])
+            shown = {n: v for n, v in merged.items() if task == VALIDATE_AGGREGATED or not scores.is_sum(n)}
+            self._tell([self._line(task, name, value, AGGREGATOR) for name, value in shown.items()])
             if task == VALIDATE_AGGREGATED:
-                self._keep_if_best(merged.get(self._description.best_metric, math.nan))
+                self._keep_if_best(merged)
+                if trains:
+                    self._stop_early(number)
         unchanged, keeps = frozenset[str](), False
         if trains:
             await self._adding.finished()
@@ -365,10 +391,29 @@ class Conductor:
             unchanged, keeps = await self._run(gathering.next_model, TRAIN, self.sites, before)
             self._last_round = number + 1
         await self._told()
-        await self._run(self._save, number + 1, keeps, gathering.folder)
+        await self._run(self._save, number + 1, keeps, self.book.choose(), gathering.folder)
         return unchanged
 
-    def _save(self, next_round: int, keeps: bool, sent: Path) -> None:
+    def _asked(self, number: int, present: Collection[str]) -> Collection[str]:
+        """Whom a round of training asks: those that the experiment's sampling draws."""
+        sampling = self._description.sampling
+        return sampling.draw(number, self.sites, present) if sampling else present
+
+    def _stop_early(self, measured: int) -> None:
+        """End with the next round's measurement where there has been no better model for as long as is waited for.
+
+        measured: how many rounds of training the model has had that was measured last.
+        """
+        patience, best = self._description.patience, self._best_round
+        if patience is None or best is None or measured - best < patience or measured + 1 >= self.book.last:
+            return
+        self.book.ends_with(measured + 1)
+        self._on_notice(
+            f"stops early, after round {measured + 1}: no {self._description.best_metric} since round {best} was "
+            f"better ({self._best_score:.4g})"
+        )
+
+    def _save(self, next_round: int, keeps: bool, asked: Sequence[str], sent: Path) -> None:
         """Put the round on disk; what the sites have sent in it is not needed any more."""
         self._state.save_round(
             next_round=next_round,
@@ -376,6 +421,7 @@ class Conductor:
             best_round=self._best_round,
             best_score=self._best_score,
             rule=keeps,
+            asked=(asked or None) if self._description.sampling else None,
         )
         shutil.rmtree(sent, ignore_errors=True)
 
@@ -386,9 +432,15 @@ class Conductor:
             logger.error("round %d of %s", self.round + 1, self.name, exc_info=error, extra=self._about())
             self.end(f"round {self.round + 1}: the sites' results do not go together: {error!r}")
 
-    def _keep_if_best(self, score: float) -> None:
+    def _keep_if_best(self, merged: Mapping[str, float]) -> None:
         """Of equal scores the later one counts, since that model has learned longer."""
+        score = merged.get(self._description.best_metric, math.nan)
         if not math.isfinite(score):
+            there = ", ".join(name for name in merged if not scores.is_sum(name)) or "none"
+            self._on_notice(
+                f"the best model is chosen by {self._description.best_metric}, which nobody has measured; the sites' "
+                f"metrics are: {there}"
+            )
             return
         sign = 1.0 if self._description.best_direction == "max" else -1.0
         if self._best_score is None or sign * score >= sign * self._best_score:

@@ -20,10 +20,9 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -72,7 +71,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         self.presence = Presence(2 * self.envoy_health_check_period, lambda site: self._ring((site,)))
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
         self.house = House(
-            run=partial(asyncio.get_running_loop().run_in_executor, self._files),
+            run=self._in_thread,
             heard=self.presence.see,
             changed=self._ring,
         )
@@ -80,7 +79,7 @@ class Director(EngineDirector):  # type: ignore[misc]
         self._bells: dict[str, asyncio.Event] = {}
         self.queue = Queue(self.experiments_registry)
         self._coming: set[str] = set()  # experiments that are being put on disk
-        self._leaving = False
+        self._leaving = self._gone = False
         files.ensure_folder(state_root)
         states, self._unreadable = found(state_root)
         for state in states:
@@ -304,7 +303,17 @@ class Director(EngineDirector):  # type: ignore[misc]
         for experiment in self.experiments_registry.values():
             experiment.leave()
         self._ring(tuple(self._bells))
-        self._files.shutdown(wait=False)
+
+    async def gone(self) -> None:
+        """Return when what is being written is on disk; nothing more will be."""
+        self._gone = True
+        await asyncio.to_thread(self._files.shutdown)
+
+    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function where it may wait for the disk."""
+        if self._gone:
+            await asyncio.Future()  # which the end of the loop cancels: whoever waits has an answer from the next start
+        return await asyncio.get_running_loop().run_in_executor(self._files, work, *arguments)
 
     def _ring(self, sites: Iterable[str]) -> None:
         """Have the questions of these sites looked at again: there may be something else to do."""
@@ -362,7 +371,11 @@ class Director(EngineDirector):  # type: ignore[misc]
         """
         experiment = self.experiments_registry.get(experiment_name)
         if experiment is None or caller not in experiment.users:
-            raise FederationError(f"this director knows no experiment {experiment_name:.120} of {caller:.120}")
+            mine = [each.name for each in self.experiments_registry.get_user_experiments(caller)]
+            raise FederationError(
+                f"this director knows no experiment {experiment_name:.120} of {caller:.120}, but {_some(mine)}; attach "
+                f"to one of those, or as the one who submitted it"
+            )
 
     def cancel(self, name: str, by: Who) -> str:
         """End an experiment that waits or runs; nothing is removed. Says what was done.
@@ -416,6 +429,16 @@ class Director(EngineDirector):  # type: ignore[misc]
         if experiment is None or caller not in experiment.users:
             return None
         return self.queue.status(experiment)
+
+
+def _some(names: Sequence[str], shown: int = 10) -> str:
+    """The last of these names, which are the newest.
+
+    >>> _some(["a", "b", "c"], 2), _some([])
+    ('1 more, b, c', 'none')
+    """
+    more = [f"{len(names) - shown} more"] if len(names) > shown else []
+    return ", ".join([*more, *names[-shown:]]) or "none"
 
 
 def _described(path: Path) -> Description:

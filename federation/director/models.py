@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
 
 from federation.director.conductor import Conductor
 from federation.director.room import Room
-from federation.director.uploads import Replaced, Silent
+from federation.director.uploads import Cut, Replaced, Silent
+from federation.errors import FederationError
 from federation.wire.models import ModelFile
 from federation.wire.transfer import SERVICE, Address, RoundOver
 
@@ -23,7 +24,8 @@ class ModelServer:
 
     Args:
         conductor_of: the conductor of the experiment with this id, or None.
-        trained: the file of an experiment's best or last model, for a caller; None when there is none.
+        trained: the file of an experiment's best or last model, for a caller; None when there is none yet, an error
+            where the experiment is not this caller's.
         caller: the name in the certificate behind a call, or None in plain mode.
         run: calls a function in a thread, where it may wait for the disk.
         downloads: room for what is being sent.
@@ -67,9 +69,12 @@ class ModelServer:
 
     async def update(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
         """Keep what a site has trained."""
-        address, conductor = await self._find(await anext(messages, b""), context)
-        async with _told(context):
-            await conductor.receive(address, messages, lambda: context.send_initial_metadata(()))
+        # gRPC's iterator keeps the last message, in a cycle of references. Closed, it lets go of it at once; else a
+        # thousand sites leave one each before Python looks for cycles.
+        async with aclosing(aiter(messages)) as parts:  # type: ignore[type-var]
+            address, conductor = await self._find(await anext(parts, b""), context)
+            async with _told(context):
+                await conductor.receive(address, parts, lambda: context.send_initial_metadata(()))
         return b""
 
     async def received(self, request: bytes, context: Any) -> bytes:
@@ -123,9 +128,9 @@ async def _told(context: Any) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except Replaced as error:
         await context.abort(grpc.StatusCode.ABORTED, str(error))
-    except Silent as error:  # an honest site whose line was down goes on where it stopped
+    except (Cut, Silent) as error:  # an honest site whose line was down goes on where it stopped
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-    except ValueError as error:
+    except (ValueError, FederationError) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except OSError as error:
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the director cannot keep it: {error}")

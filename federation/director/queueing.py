@@ -53,6 +53,11 @@ class Queue:
         undecided = experiment and experiment.status == PENDING and site in experiment.awaiting
         return not (experiment and (undecided or experiment.wants(site)))
 
+    def holds(self, name: str, site: str) -> bool:
+        """Whether an experiment may still want a site, although it does not now."""
+        experiment = self._experiments.get(name)
+        return bool(experiment and experiment.holds(site))
+
     def status(self, experiment: RunningExperiment) -> str:
         """The engine's status; of one that waits also for which sites' owners, or for how many experiments."""
         if not experiment.over and experiment.awaiting:
@@ -72,7 +77,7 @@ class Queue:
         runs = experiment.status == IN_PROGRESS
         return Entry(
             experiment.name,
-            frozenset(site for site in experiment.collaborators if not runs or experiment.wants(site)),
+            frozenset(site for site in experiment.collaborators if not runs or experiment.holds(site)),
             runs,
             experiment.gives_way,
             waits_for_owner=bool(experiment.awaiting) and not runs,

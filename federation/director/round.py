@@ -8,7 +8,8 @@ A round is open until the last site that it waits for has answered all of its ta
 is up. Then it closes on those sites that have taken part in it, or, where they are fewer than `minimum`, the experiment
 fails and says who is missing. A site has *taken part* in a round when it has sent what the round is about (`crux`):
 what it has trained, or in the last round, which only measures, its measurement. Every set here is of the sites that
-the round has asked, which does not change while it is open.
+the round has asked, which does not change while it is open. Whom the next round asks is drawn as one closes
+(`choose`), so that whoever keeps the book can put that on disk with what the round has come to.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -47,16 +48,17 @@ class Terms:
     """What an experiment's rounds are held to.
 
     sites: all of the experiment's. last: the number of the last round; the first one is number 0. minimum: how many
-    sites a round needs. tasks: of a round, in their order. crux: the one of a round's tasks by which a site has taken
-    part. seconds: how long a round waits for its sites, from the moment that the first of them has its tasks; None: as
-    long as they are there. asked: whom a round asks, of those that are there.
+    sites a round needs. tasks: of a round, by its number and that of the last one, in their order. crux: likewise, the
+    one of a round's tasks by which a site has taken part. seconds: how long a round waits for its sites, from the
+    moment that the first of them has its tasks; None: as long as they are there. asked: whom a round of training asks,
+    of those that are there.
     """
 
     sites: tuple[str, ...]
     last: int
     minimum: int
-    tasks: Callable[[int], tuple[str, ...]]
-    crux: Callable[[int], str]
+    tasks: Callable[[int, int], tuple[str, ...]]
+    crux: Callable[[int, int], str]
     seconds: float | None = None
     asked: Callable[[int, Collection[str]], Collection[str]] = asked
 
@@ -73,7 +75,12 @@ class RoundBook:
     """The rounds of one experiment, from the one that comes next; for one thread.
 
     `phase` and `failure` say how it stands; `number`, `asked` and `waiting` which round is on, whom it asks, and of
-    whom it still expects something.
+    whom it still expects something; `last` which one will be the last.
+
+    Args:
+        terms: what the rounds are held to.
+        next_round: the one that comes next.
+        asked: whom it asks, where that has been chosen before.
     """
 
     phase: Phase
@@ -84,11 +91,12 @@ class RoundBook:
     _answers: dict[str, set[str]]
     _partakers: set[str]
 
-    def __init__(self, terms: Terms, next_round: int = 0) -> None:
-        self.terms = terms
+    def __init__(self, terms: Terms, next_round: int = 0, asked: Collection[str] | None = None) -> None:
+        self.terms, self.last = terms, terms.last
         self.failure: str | None = None
         self.away: dict[str, str] = {}  # sites that may come back, and why they are not there
         self.out: dict[str, str] = {}  # sites that may not
+        self._chosen: Collection[str] | None = asked
         self._open(next_round)
 
     @property
@@ -104,7 +112,7 @@ class RoundBook:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks of this round."""
-        return self.terms.tasks(self.number)
+        return self.terms.tasks(self.number, self.last)
 
     @property
     def took_part(self) -> tuple[str, ...]:
@@ -132,6 +140,10 @@ class RoundBook:
         """Whether there will be nothing to do for a site any more."""
         return self.over or site in self.out
 
+    def rests(self, site: str) -> bool:
+        """Whether there is nothing to do for a site in this round, of which it is not asked."""
+        return self.phase is Phase.OPEN and site not in self.asked
+
     def expects(self, site: str, task: str, round_number: int) -> Reply:
         """What would become of a site's answer to a task of a round.
 
@@ -140,12 +152,11 @@ class RoundBook:
         """
         if site not in self.terms.sites:
             raise NotAsked(f"site {site:.100} has no part in this experiment")
-        if not 0 <= round_number <= self.terms.last:
+        if not 0 <= round_number <= self.last:
             raise NotAsked(f"there is no round {round_number + 1}")
-        if task not in self.terms.tasks(round_number):
-            raise NotAsked(
-                f"task {task[:100]!r} is none of this round's; assigned: {', '.join(self.terms.tasks(round_number))}"
-            )
+        assigned = self.terms.tasks(round_number, self.last)
+        if task not in assigned:
+            raise NotAsked(f"task {task[:100]!r} is none of this round's; assigned: {', '.join(assigned)}")
         if round_number != self.number or self.over or site in self.out or site not in self.asked:
             return Reply.LATE
         if task in self._answers[site]:
@@ -161,7 +172,7 @@ class RoundBook:
         reply = self.expects(site, task, round_number)
         if reply is Reply.TAKEN:
             self._answers[site].add(task)
-            if task == self.terms.crux(self.number):
+            if task == self.terms.crux(self.number, self.last):
                 self._partakers.add(site)
             if len(self._answers[site]) == len(self.tasks):
                 self.waiting.discard(site)
@@ -176,7 +187,7 @@ class RoundBook:
         (self.out if for_good else self.away)[site] = reason
         if self.phase is Phase.OPEN:
             self.waiting.discard(site)
-            hopeless = self.number < self.terms.last and len(self.terms.sites) - len(self.out) < self.terms.minimum
+            hopeless = self.number < self.last and len(self.terms.sites) - len(self.out) < self.terms.minimum
             if hopeless or len(self._partakers | self.waiting) < self.terms.minimum:
                 self._fail(reason)
             else:
@@ -203,6 +214,15 @@ class RoundBook:
             f"{self.terms.minimum} sites were done; missing: {', '.join(self.missing)}"
         )
 
+    def choose(self) -> tuple[str, ...]:
+        """Whom the next round asks, of those that are there now; it asks them even if they leave before it begins."""
+        self._chosen = tuple(self._drawn(self.number + 1))
+        return self._chosen
+
+    def ends_with(self, number: int) -> None:
+        """Make this round, or a later one, the last."""
+        self.last = max(self.number, min(number, self.last))
+
     def kept(self) -> None:
         """The outcome of the round that has closed is on disk: the next one begins."""
         if self.phase is Phase.CLOSING:
@@ -215,13 +235,18 @@ class RoundBook:
 
     def _open(self, number: int) -> None:
         self.number, self.timer = number, None
-        self.phase = Phase.OPEN if number <= self.terms.last else Phase.FINISHED
-        self.asked = frozenset(() if self.over else self.terms.asked(number, self.present))
-        self.waiting = set(self.asked)
+        self.phase = Phase.OPEN if number <= self.last else Phase.FINISHED
+        chosen = self._drawn(number) if self._chosen is None else self._chosen
+        self.asked, self._chosen = frozenset(() if self.over else chosen), None
+        self.waiting = set(self.asked.intersection(self.present))
         self._answers = {site: set() for site in self.asked}
         self._partakers = set()
-        if not self.over and len(self.asked) < self.terms.minimum:
-            self._fail(_too_few(self.number, self.asked, self.terms.minimum, self.out | self.away))
+        if not self.over and len(self.waiting) < self.terms.minimum:
+            self._fail(_too_few(self.number, self.waiting, self.terms.minimum, self.out | self.away))
+
+    def _drawn(self, number: int) -> Collection[str]:
+        """Whom a round asks; the last one, which only measures, asks everybody."""
+        return self.terms.asked(number, self.present) if number < self.last else self.present
 
     def _settle(self) -> None:
         """Close the round if nothing more is to come."""

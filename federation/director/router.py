@@ -17,6 +17,7 @@ from federation.director.conductor import Conductor
 from federation.director.results import joined, read
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
 from federation.wire.metadata import AGGREGATOR
+from federation.wire.transfer import UPDATE_LOST, UpdateLost
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,10 @@ class AggregatorRouter(aggregator_pb2_grpc.AggregatorServicer):  # type: ignore[
             about = {"site": message.header.sender, "experiment": conductor.name}
             logger.error("site %s: its results were refused: %s", message.header.sender, error, extra=about)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:1000])
+        except UpdateLost as error:
+            about = {"site": message.header.sender, "experiment": conductor.name}
+            logger.info("site %s: %s; it is asked for it again", message.header.sender, error, extra=about)
+            await context.abort(UPDATE_LOST, str(error))
         return aggregator_pb2.SendLocalTaskResultsResponse(header=_header(message))
 
     async def _find(self, message: Any, context: Any) -> Conductor:

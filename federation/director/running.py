@@ -286,6 +286,12 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             return False
         return self.conductor.needs(site) if self.conductor else site in self.collaborators
 
+    def holds(self, site: str) -> bool:
+        """Whether it may still want this site, in this round or in a later one that asks it."""
+        if self.status != Status.IN_PROGRESS:
+            return False
+        return self.conductor.may_need(site) if self.conductor else site in self.collaborators
+
     def welcome(self, site: str) -> None:
         """Count again on a site that was gone; one that failed stays out."""
         if self.status == Status.IN_PROGRESS and self.conductor and site in self.conductor.sites:
@@ -315,6 +321,8 @@ class RunningExperiment(EngineExperiment):  # type: ignore[misc]
             on_heard=self.house.heard,
             on_change=self.notify,
             on_failure=self.fail,
+            on_notice=self.notice,
+            on_asked=self.house.changed,
             idle_seconds=self.house.idle_seconds,
         )
 

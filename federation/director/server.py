@@ -53,6 +53,7 @@ from federation.wire.metadata import (
     MOST_SLOTS,
     PROCESS,
     REMOVE,
+    RESTS,
     SLOTS,
 )
 from federation.wire.models import ModelFile
@@ -92,7 +93,7 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
             model: ModelFile | None = self.director.get_trained_model(experiment, by.name, kind)
         except FederationError as error:
             _refused(f"the {kind} model", by, error, experiment)
-            return None
+            raise
         except OSError as error:
             raise ValueError(f"the {kind} model of {experiment} cannot be read ({error})") from error
         if model:
@@ -225,6 +226,8 @@ class DirectorServer(EngineServer):  # type: ignore[misc]
         except FederationError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         await self._hear(site, context)  # the name may be another's by now
+        if instead_of and self.director.queue.holds(instead_of, site):
+            context.set_trailing_metadata(((RESTS, "yes"),))
         return director_pb2.WaitExperimentResponse(experiment_name=work)
 
     async def GetExperimentData(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
@@ -327,6 +330,7 @@ async def serve(settings: DirectorSettings) -> None:
             experiments.cancel()
             server.director.leave()
             await server.server.stop(grace=1)  # time enough to tell the readers
+            await server.director.gone()  # before another one may have the folder
 
 
 @contextmanager

@@ -76,8 +76,8 @@ class Progress:
 
     next_round: the engine round that comes next, from 0. last_round, best_round: rounds of training that the newest and
     the best model have had. best_score: the best model's validation score. rule: whether the rule has left something
-    with the newest model. metrics: bytes of `metrics.jsonl` that belong to this; None in version 1. before: the
-    progress with the model before this one, whose files are there still.
+    with the newest model. asked: whom the next round asks, where not all. metrics: bytes of `metrics.jsonl` that belong
+    to this; None in version 1. before: the progress with the model before this one, whose files are there still.
 
     Raises:
         ValueError: with everything that is wrong.
@@ -90,10 +90,13 @@ class Progress:
     best_round: int | None = None
     best_score: float | None = None
     rule: bool = False
+    asked: tuple[str, ...] | None = None
     metrics: int | None = None
     before: "Progress | None" = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self.asked is not None:
+            object.__setattr__(self, "asked", _names(self.asked))
         checks = {
             "status": self.status in STATUSES,
             "failure": self.failure is None or isinstance(self.failure, str),
@@ -102,6 +105,7 @@ class Progress:
             "best_round": self.best_round is None or _is_count(self.best_round),
             "best_score": self.best_score is None or _is_number(self.best_score),
             "rule": isinstance(self.rule, bool),
+            "asked": self.asked is None or bool(self.asked),
             "metrics": self.metrics is None or _is_count(self.metrics),
             "before": self.before is None or isinstance(self.before, Progress),
         }
@@ -215,6 +219,7 @@ class ExperimentState:
         best_round: int | None,
         best_score: float | None,
         rule: bool = False,
+        asked: Iterable[str] | None = None,
     ) -> None:
         """Put a finished round on disk; its model, `round_path(folder, last_round)`, has been written by then.
 
@@ -227,6 +232,7 @@ class ExperimentState:
             best_round, best_score: of the best model so far; its round is an earlier one that is kept.
             rule: whether the rule has left something with the newest model, if that is a new one, in
                 `rule_path(folder, last_round)`.
+            asked: whom the next round asks; None: whoever is there.
 
         Raises:
             OSError: the disk does not take it; the round before is as it was.
@@ -236,6 +242,7 @@ class ExperimentState:
             if best_round not in (None, now.best_round):
                 files.link(round_path(self.folder, best_round), best_path(self.folder, best_round))
             told = replace(now, next_round=next_round, best_round=best_round, best_score=best_score)
+            told = replace(told, asked=None if asked is None else tuple(asked))
             if last_round != now.last_round:
                 files.sync(round_path(self.folder, last_round))
                 if rule:

@@ -43,6 +43,10 @@ class Silent(Exception):
     """Nothing has come for too long."""
 
 
+class Cut(Exception):
+    """A call has ended before the update did, as when its connection is lost; the rest may come in another one."""
+
+
 @dataclass
 class _Part:
     """An update that is arriving."""
@@ -117,6 +121,7 @@ class Uploads:
             ValueError: it is not an update of this model; says which tensor.
             Replaced: the same site has begun to send another one meanwhile.
             Silent: nothing has come for too long.
+            Cut: no more comes by this call.
             OSError: it cannot be kept.
         """
         if self._is_here(address):
@@ -171,7 +176,7 @@ class Uploads:
             at += len(chunk)
             part.arrived = max(part.arrived, at)
         if at < address.size:
-            raise ValueError(f"the update ended after {at} of {address.size} bytes")
+            raise Cut(f"the call ended after {at} of the update's {address.size} bytes; send the rest")
         self._keep(site, part.upload, await self._run(self._checked, part), check)
 
     def _keep(self, site: str, upload: str, update: Update, check: Callable[[], None]) -> None:

@@ -20,8 +20,10 @@ import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +43,20 @@ from federation.settings import Certificates
 from federation.wire import archives
 from federation.wire.channels import CONNECT_SECONDS, CONNECTION_LOST, connect
 from federation.wire.description import Description
+from federation.wire.metadata import REMOVE
 from federation.wire.models import CHUNK, Packed, Piece
 from federation.wire.transfer import fetch_trained
+from rules.sampling import Sampling
 from rules.scores import Score
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.2
 """Pause before a reader connects again: a proxy in front of a director that is away refuses at once."""
+
+
+READ_SECONDS = 2.0
+"""How long a question is asked again where there is no connection."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +111,11 @@ class FederationHandle:
             self._engine.dir_client = _Client(f"{host}:{port}", paths, client_id)
         except grpc.RpcError as error:
             if error.code().name in REFUSALS:
-                raise FederationError(f"the director at {host}:{port} refuses: {error.details()}") from error
+                raise FederationError(f"the director at {host}:{port} refuses: {error.details()}") from None
             raise FederationError(
                 f"no director answers at {host}:{port} ({error.details()}); "
                 f"start one with director/start_director.sh, or give its host and port"
-            ) from error
+            ) from None
 
     def sites(self) -> list[Site]:
         """Every envoy that has registered, sorted by name.
@@ -115,10 +123,7 @@ class FederationHandle:
         Raises:
             FederationError: the director has gone, or refuses the certificate.
         """
-        try:
-            registry = self._engine.get_shard_registry()
-        except grpc.RpcError as error:
-            raise FederationError(f"the director does not tell its sites: {error.details()}") from error
+        registry = _read("the director does not tell its sites", self._engine.get_shard_registry)
         sites = []
         for name, entry in sorted(registry.items()):
             node = entry["shard_info"].node_info
@@ -160,6 +165,9 @@ class FederationHandle:
         update_format: str = "float32",
         rule: Mapping[str, Any] | None = None,
         scores: Mapping[str, Score] | None = None,
+        sites: Collection[str] | None = None,
+        sampling: Sampling | None = None,
+        patience: int | None = None,
     ) -> "ExperimentHandle":
         """Send an experiment to the director.
 
@@ -181,13 +189,17 @@ class FederationHandle:
             rule: how the director makes the next model of the sites' (`{"name": "mean"}`): the name of a rule, and the
                 numbers that it takes.
             scores: what the director computes of the sums that sites send, by name.
+            sites: the names of the sites that take part; None: all that are online.
+            sampling: how many of them each round asks; None: all.
+            patience: end after so many rounds without a better best model; None: never.
 
         Raises:
             SubmissionRefused: the director says why, or the experiment cannot be described, or its package refuses its
                 settings.
             FederationError: the entry point does not return what it should.
         """
-        online = [site.name for site in self._online()]
+        taking_part = self._chosen(sites)
+        asked = sampling.number(len(taking_part)) if sampling else len(taking_part)
         try:
             description = Description(
                 id=uuid.uuid4().hex,
@@ -196,11 +208,13 @@ class FederationHandle:
                 best_direction=best_direction,
                 entry_point=entry_point,
                 settings=json.loads(json.dumps(settings)),
-                policy=(policy or RoundPolicy()).among(len(online) or 1),  # the director refuses one without any
+                policy=(policy or RoundPolicy()).among(asked or 1),  # the director refuses one without any
                 rule=dict(rule or {"name": "mean"}),
                 scores={name: asdict(score) for name, score in (scores or {}).items()},
                 update_format=update_format,
                 keep_optimizer=keep_optimizer,
+                sampling=sampling,
+                patience=patience,
             )
         except (TypeError, ValueError) as error:
             raise SubmissionRefused(str(error)) from error
@@ -214,14 +228,33 @@ class FederationHandle:
             except ValueError as error:  # what the package says of its settings; the class is the shipped one's own
                 raise SubmissionRefused(str(error)) from error
             try:
-                self._engine.dir_client.set_new_experiment(name, online, archive, model)
+                self._engine.dir_client.set_new_experiment(name, taking_part, archive, model)
             except grpc.RpcError as error:
-                raise SubmissionRefused(str(error.details())) from error
+                if error.code() in CONNECTION_LOST:
+                    raise SubmissionRefused(
+                        f"no word from the director on {name} ({error.details()}); when it is back, "
+                        f"attach({name!r}).status() says whether it has the experiment: submit again if it is unknown"
+                    ) from None
+                raise SubmissionRefused(str(error.details())) from None
         return self.attach(name)
 
     def attach(self, name: str) -> "ExperimentHandle":
         """An experiment that this or another notebook has submitted."""
         return ExperimentHandle(self._engine.dir_client, name)
+
+    def _chosen(self, sites: Collection[str] | None) -> list[str]:
+        """The sites that take part."""
+        online = [site.name for site in self._online()]
+        if sites is None:
+            return online
+        if absent := sorted(set(sites) - set(online)):
+            raise SubmissionRefused(
+                f"sites names {', '.join(absent)}, which are not online; online: {', '.join(online) or 'none'}; start "
+                f"them with their start_envoy.sh, or leave them out"
+            )
+        if not sites:
+            raise SubmissionRefused(f"sites names no site; online: {', '.join(online) or 'none'}")
+        return [name for name in online if name in sites]
 
     def _online(self) -> list[Site]:
         return [site for site in self.sites() if site.online]
@@ -240,6 +273,11 @@ class _Client(DirectorClient):  # type: ignore[misc]
         model = Packed({name: Piece.of(array) for name, array in initial_tensor_dict.items()})
         return self.stub.SetNewExperiment(self._messages(name, list(col_names), Path(arch_path), model))
 
+    def forget(self, name: str) -> None:
+        """Remove an experiment: the engine's message for an end, and a word that nothing sends by mistake."""
+        request = director_pb2.RemoveExperimentRequest(experiment_name=name)
+        self.stub.RemoveExperimentData(request, metadata=[(REMOVE, "yes")])
+
     @staticmethod
     def _messages(name: str, sites: list[str], archive: Path, model: Packed) -> Iterator[Any]:
         def message(**content: Any) -> Any:
@@ -252,6 +290,40 @@ class _Client(DirectorClient):  # type: ignore[misc]
             yield message(model_proto=base_pb2.ModelProto(tensors=[base_pb2.NamedTensor(data_bytes=part)]))
 
 
+@contextmanager
+def _answered(what: str) -> Iterator[None]:
+    """Say of a call that fails what has not come of it, and why.
+
+    Raises:
+        FederationError: in place of gRPC's error.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        if error.code() in CONNECTION_LOST:
+            raise FederationError(
+                f"{what}: no word from it ({error.details()}); what it has it keeps: ask again when it is back"
+            ) from None
+        raise FederationError(f"{what}: {error.details()}") from None
+
+
+def _read(what: str, ask: Callable[[], Any]) -> Any:
+    """The answer to a question that changes nothing: asked again where it went to a connection that was just lost.
+
+    Raises:
+        FederationError: there is none.
+    """
+    until = time.monotonic() + READ_SECONDS
+    while True:
+        try:
+            return ask()
+        except grpc.RpcError as error:
+            if error.code() not in CONNECTION_LOST or time.monotonic() > until:
+                with _answered(what):
+                    raise
+        time.sleep(RETRY_SECONDS)
+
+
 class ExperimentHandle:
     """An accepted experiment, by its name."""
 
@@ -262,9 +334,14 @@ class ExperimentHandle:
     def status(self) -> str:
         """Where it stands: "pending, 1 before it", "in_progress", "finished", "failed", or "unknown".
 
-        "in_progress, waiting for approval at site1": the owner of site1 has not decided on the code yet.
+        "in_progress, waiting for approval at site1": the owner of site1 has not decided on the code yet. "unknown":
+        this director has no such experiment of this experimenter.
+
+        Raises:
+            FederationError: the director has gone, or refuses the certificate.
         """
-        return str(self._client.get_experiment_status(self.name).experiment_status or "unknown")
+        ask = partial(self._client.get_experiment_status, self.name)
+        return str(_read(f"the director does not tell how {self.name} stands", ask).experiment_status or "unknown")
 
     def metrics(self, reconnect_seconds: float = 120.0) -> Iterator[Metric]:
         """Every metric from the first on, each once, as it arrives; ends with the experiment.
@@ -296,16 +373,39 @@ class ExperimentHandle:
                 yield metric
 
     def best_weights(self) -> dict[str, np.ndarray]:
-        """The trained tensors that scored best in the aggregated validation."""
+        """The trained tensors that scored best in the aggregated validation.
+
+        Raises:
+            FederationError: there are none yet, the director knows no such experiment, has gone, or refuses the
+                certificate.
+        """
         return self._weights("best", "was validated")
 
     def last_weights(self) -> dict[str, np.ndarray]:
-        """The average after the last round of training."""
+        """The average after the last round of training.
+
+        Raises:
+            FederationError: see `best_weights`.
+        """
         return self._weights("last", "has finished a round")
 
     def cancel(self) -> None:
-        """End the experiment, whether it waits or runs; its readers are told."""
-        self._client.remove_experiment_data(self.name)
+        """End the experiment, whether it waits or runs; its readers are told. What it has reached is kept.
+
+        Raises:
+            FederationError: the director knows no such experiment, has gone, or refuses the certificate.
+        """
+        with _answered(f"{self.name} is not cancelled"):
+            self._client.remove_experiment_data(self.name)
+
+    def remove(self) -> None:
+        """Have the director forget the experiment, which is over, with its models and metrics.
+
+        Raises:
+            FederationError: it is not over; or as for `cancel`.
+        """
+        with _answered(f"{self.name} is not removed"):
+            self._client.forget(self.name)
 
     def _lines(self, reconnect_seconds: float) -> Iterator[dict[str, Any]]:
         """What the director tells: after a lost connection again from the first line, and perhaps in another order."""

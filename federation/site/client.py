@@ -23,7 +23,16 @@ from federation.settings import EnvoySettings
 from federation.site.audit import AuditLog
 from federation.site.noted import noted
 from federation.wire.channels import connect
-from federation.wire.metadata import AGGREGATOR, AWAITING_APPROVAL, EXPERIMENTER, IN_HAND, INSTEAD_OF, PROCESS, SLOTS
+from federation.wire.metadata import (
+    AGGREGATOR,
+    AWAITING_APPROVAL,
+    EXPERIMENTER,
+    IN_HAND,
+    INSTEAD_OF,
+    PROCESS,
+    RESTS,
+    SLOTS,
+)
 from federation.wire.transfer import keep_trying
 
 TAGS = {TRAIN: "trained", VALIDATE_LOCAL: "validate_local", VALIDATE_AGGREGATED: "validate_agg"}
@@ -105,6 +114,7 @@ class RoundClient:
         """Send the metrics of one task, and the number of examples that weighs them.
 
         Raises:
+            UpdateLost: what was trained has to be sent again first.
             FederationError: the director refuses, or is gone.
         """
         tensors = [_named(name, value, engine_round, TAGS[task]) for name, value in metrics.items()]
@@ -129,6 +139,11 @@ def _named(name: str, value: float, engine_round: int, tag: str) -> base_pb2.Nam
         transformer_metadata=[base_pb2.MetadataProto()],
         data_bytes=np.float32(value).tobytes(),
     )
+
+
+def rests(answer: grpc.Future) -> bool:
+    """Whether an answer says that the experiment goes on without this site for a round or more."""
+    return dict(answer.trailing_metadata() or ()).get(RESTS) == "yes"
 
 
 def name_in(answer: grpc.Future) -> str:

@@ -29,17 +29,25 @@ from federation.site.failure import TaskFailed
 from federation.site.local_state import LocalState
 from federation.site.worker import Worker
 from federation.wire.models import ModelParts, Packed
-from federation.wire.transfer import RoundOver, SiteTransfers
-from federation.wire.updates import Encoder
+from federation.wire.transfer import RoundOver, SiteTransfers, UpdateLost
+from federation.wire.updates import Encoder, norm_of_change
 
 logger = logging.getLogger(__name__)
+
+SENDINGS = 5
+"""How often the same is sent to a director that loses it."""
 
 TASKS = (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a task has made, to be sent, and sent again when the director has lost it."""
+    """What a task has made, to be sent, and sent again when the director has lost it.
+
+    To what training has measured itself the site adds, unless a metric has that name already: `seconds`, from the
+    model in hand to the trained one; `bytes_down` and `bytes_up`, of the files with which the round's model came and
+    the trained one goes; `update_norm`, the Euclidean length of what was changed, over all that travels.
+    """
 
     examples: int
     metrics: dict[str, float]
@@ -133,8 +141,17 @@ class Collaborator:
         """
         for_training, for_validation = self._worker.examples
         if task == TRAIN:
+            started = time.monotonic()
             trained, metrics = self._train()
-            return Result(for_training, metrics, self._encoder.encode(trained, self._model()))
+            seconds = time.monotonic() - started
+            update = self._encoder.encode(trained, self._model())
+            cost = {
+                "seconds": seconds,
+                "bytes_down": float(self._transfers.received_bytes),
+                "bytes_up": float(update.size),
+                "update_norm": norm_of_change(trained, self._model()),
+            }
+            return Result(for_training, cost | metrics, update)
         if task == VALIDATE_AGGREGATED:
             model = self._model()
             if not self._worker.holds(model):
@@ -169,10 +186,23 @@ class Collaborator:
         self._sent.pop(TRAIN, None)
 
     def _send(self, task: str, result: Result) -> None:
-        self._audit.results(task, self._round, result.examples, result.metrics, result.update)
-        if result.update:
-            self._transfers.send(self._round, result.update)
-        self._client.send_results(task, self._round, result.examples, result.metrics)
+        """Send what a task has made; what was trained once more where the director was started again in between.
+
+        Raises:
+            RoundOver: the director has closed the round.
+            FederationError: it refuses, is gone, or loses what was trained each time.
+        """
+        for left in reversed(range(SENDINGS)):
+            self._audit.results(task, self._round, result.examples, result.metrics, result.update)
+            if result.update:
+                self._transfers.send(self._round, result.update)
+            try:
+                self._client.send_results(task, self._round, result.examples, result.metrics)
+                return
+            except UpdateLost as lost:
+                if not left:
+                    raise
+                logger.warning("the director has lost what was sent (%s); sending it again", lost)
 
     def _restore(self) -> None:
         """Give the optimizer the state that it had before this round, unless it is in memory."""
@@ -184,7 +214,7 @@ class Collaborator:
         path = self._local_state.before(self._round)
         if path is None and self._round > 0 and not self._warned:
             self._warned = True
-            logger.warning("no state of an earlier round on this site: training goes on with a fresh optimizer")
+            logger.warning("no state of an earlier round on this site: training begins with a fresh optimizer")
         if path is None:
             self._worker.forget_state()
             self._last_trained = -1

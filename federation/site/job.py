@@ -13,7 +13,7 @@ import grpc
 
 from federation.errors import REFUSALS
 from federation.settings import EnvoySettings
-from federation.site.client import SiteClient, name_in
+from federation.site.client import SiteClient, name_in, rests
 from federation.site.disk import outlast
 from federation.site.folders import WorkFolder
 from federation.site.processes import Trainer
@@ -71,12 +71,13 @@ class Job:
             failure = f"site {self._settings.name} cannot start the experiment: {error.strerror}"
         watch.trainer_ended.set()
         if failure and watch.over:
-            logger.info("experiment %s: is over; its trainer was ended", self.name)
+            logger.info("experiment %s: is over for this site; its trainer was ended", self.name)
             failure = ""
-        elif not failure:
-            logger.info("experiment %s: done", self.name)
         watch.leave(GRACE_SECONDS)
-        if watch.over and not watch.refused and self._state:
+        if not failure:
+            how = "rests until a round asks this site again" if watch.rests else "done"
+            logger.info("experiment %s: %s", self.name, how)
+        if watch.over and not watch.rests and not watch.refused and self._state:
             shutil.rmtree(self._state, ignore_errors=True)
         return failure
 
@@ -143,7 +144,7 @@ class Watch(threading.Thread):
         self._awaiting = awaiting
         self._question: grpc.Future | None = None
         self._left = threading.Event()
-        self.over = self.refused = False
+        self.over = self.refused = self.rests = False
         self.trainer_ended = threading.Event()
 
     def run(self) -> None:
@@ -152,6 +153,7 @@ class Watch(threading.Thread):
             self._question = self._client.end_of(self._experiment, self._awaiting)
             try:
                 name_in(self._question)
+                self.rests = rests(self._question)
                 break
             except grpc.RpcError as error:
                 self.refused = error.code().name in (*REFUSALS, "ALREADY_EXISTS")

@@ -17,6 +17,7 @@ from typing import Any
 import rules.scores
 from federation.policy import RoundPolicy
 from federation.wire.updates import FORMATS
+from rules.sampling import Sampling
 
 VERSION = 1
 MAX_BYTES = 256 * 1024
@@ -32,7 +33,12 @@ _ENTRY_POINT = re.compile(r"(?=.{1,200}\Z)[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A
 _KEYS = {"version", "id", "rounds", "rule", "best", "scores", "policy", "update_format", "keep_optimizer"} | {
     "entry_point",
     "settings",
+    "sampling",
+    "patience",
 }
+OF_THE_ROUNDS = ("id", "policy", "sampling", "patience")
+"""What the sites' owners need not approve: it changes nothing of what runs beside their recordings."""
+
 _INTEGERS = 2**64
 """Integers lie between this and its negative: seeds fit, and nobody is kept busy with a number of a million digits."""
 
@@ -51,6 +57,8 @@ class Description:
     scores: what the director computes of the sums that sites send, by name (`rules.scores.problems`).
     update_format: how sites send what they have trained (`federation.wire.updates.FORMATS`).
     keep_optimizer: whether each site keeps its optimizer's state from round to round.
+    sampling: how many sites each round of training asks; None: all.
+    patience: after so many rounds without a better best model the experiment is over; None: never before its last.
 
     Raises:
         ValueError: with every problem, one a line.
@@ -67,6 +75,8 @@ class Description:
     update_format: str = "float32"
     keep_optimizer: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Sampling | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         _raise_all(list(_problems(self._document())))
@@ -91,8 +101,8 @@ class Description:
         return _text(self._document())
 
     def lasting(self) -> bytes:
-        """The same without what differs between submissions of the same code: the id, and when a round may close."""
-        return _text({name: value for name, value in self._document().items() if name not in ("id", "policy")})
+        """The same without what differs between submissions of the same code: the id, and who is asked, and when."""
+        return _text({name: value for name, value in self._document().items() if name not in OF_THE_ROUNDS})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Description":
@@ -122,13 +132,15 @@ class Description:
         _raise_all(twice + list(_problems(document)))
         given = {each.name: document[each.name] for each in fields(cls) if each.name in document}
         best = {"best_metric": document["best"]["metric"], "best_direction": document["best"]["direction"]}
-        return cls(**{**given, **best, "policy": RoundPolicy(**document["policy"])})
+        sampling = Sampling(**document["sampling"]) if document["sampling"] else None
+        return cls(**{**given, **best, "policy": RoundPolicy(**document["policy"]), "sampling": sampling})
 
     def _document(self) -> dict[str, Any]:
         best = {"metric": self.best_metric, "direction": self.best_direction}
         policy = asdict(self.policy) if isinstance(self.policy, RoundPolicy) else self.policy
+        sampling = asdict(self.sampling) if isinstance(self.sampling, Sampling) else self.sampling
         own = {each.name: getattr(self, each.name) for each in fields(self) if not each.name.startswith("best_")}
-        return {**own, "version": VERSION, "best": best, "policy": policy}
+        return {**own, "version": VERSION, "best": best, "policy": policy, "sampling": sampling}
 
 
 def _problems(document: Mapping[str, Any]) -> Iterator[str]:
@@ -148,6 +160,8 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
         "keep_optimizer": _flag_problems,
         "entry_point": _entry_point_problems,
         "settings": _settings_problems,
+        "sampling": _sampling_problems,
+        "patience": _patience_problems,
     }
     for name, check in checks.items():
         if name in document:
@@ -211,6 +225,27 @@ def _policy_problems(value: Any) -> Iterator[str]:
         RoundPolicy(**{name: value[name] for name in names if name in value})
     except ValueError as error:
         yield from (f"policy.{problem}" for problem in str(error).splitlines())
+
+
+def _sampling_problems(value: Any) -> Iterator[str]:
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        yield f"sampling is {_shown(value)}; allowed: null, or an object with sites and seed"
+        return
+    names = {each.name for each in fields(Sampling)}
+    others = list(_other_keys("sampling.", value, names))
+    yield from others
+    if not others:
+        try:
+            Sampling(**value)
+        except ValueError as error:
+            yield from (f"sampling.{problem}" for problem in str(error).splitlines())
+
+
+def _patience_problems(value: Any) -> Iterator[str]:
+    if value is not None and not _is_integer(value, 1, MAX_ROUNDS):
+        yield f"patience is {_shown(value)}; allowed: 1 to {MAX_ROUNDS}, or null"
 
 
 def _format_problems(value: Any) -> Iterator[str]:

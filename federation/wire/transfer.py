@@ -40,6 +40,14 @@ class RoundOver(FederationError):
     """The round that a site works on has been closed without it."""
 
 
+class UpdateLost(FederationError):
+    """The director has not got what a site says that it has trained: it was started again since that came."""
+
+
+UPDATE_LOST = grpc.StatusCode.DATA_LOSS
+"""What the director then answers."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Which model a call is about, and where a transfer goes on.
@@ -96,6 +104,8 @@ class SiteTransfers:
         self._folder = folder
         self._model = ModelParts({})
         self._held = -1
+        self.received_bytes = 0
+        """Of the file with which the model came that was fetched last."""
         self.best: int | None = None
         """The rounds of training of the best model so far, as the director has told with the last one."""
 
@@ -117,6 +127,7 @@ class SiteTransfers:
                         file.write(chunk)
 
                 keep_trying(fetch, progress=file.tell)
+            self.received_bytes = path.stat().st_size
             received = ModelFile(path)
             unchanged = json.loads(received.metadata.get("unchanged", "[]"))
             told = received.metadata.get("best", "")
@@ -178,7 +189,9 @@ class Sending:
             yield from packed.chunks(address.offset)
 
 
-def fetch_trained(channel: grpc.Channel, experiment: str, kind: str, path: Path) -> ModelFile | None:
+def fetch_trained(
+    channel: grpc.Channel, experiment: str, kind: str, path: Path, give_up_after: float = 10.0
+) -> ModelFile | None:
     """The best or the last model of an experiment as the file `path`; None when there is none yet."""
     call = channel.unary_stream(f"/{SERVICE}/Trained")
 
@@ -193,7 +206,7 @@ def fetch_trained(channel: grpc.Channel, experiment: str, kind: str, path: Path)
             raise
         return True
 
-    return ModelFile(path) if keep_trying(fetch, give_up_after=10.0) else None
+    return ModelFile(path) if keep_trying(fetch, give_up_after=give_up_after) else None
 
 
 def keep_trying(
@@ -204,7 +217,7 @@ def keep_trying(
     progress: bytes that have arrived so far; as long as they grow, nobody gives up.
 
     Raises:
-        RoundOver: the aggregator says so.
+        RoundOver, UpdateLost: the director says so.
         FederationError: any other answer, or no connection for `give_up_after` seconds.
     """
     lost_since: float | None = None
@@ -215,11 +228,16 @@ def keep_trying(
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 raise RoundOver(error.details()) from None
+            if error.code() is UPDATE_LOST:
+                raise UpdateLost(error.details()) from None
             now = time.monotonic()
             if progress() > reached:
                 reached, lost_since = progress(), None
-            if error.code() not in CONNECTION_LOST or (lost_since and now > lost_since + give_up_after):
+            if error.code() not in CONNECTION_LOST:
                 raise FederationError(f"the director answered: {error.details()}") from error
+            if lost_since is not None and now > lost_since + give_up_after:
+                told = f"no word from the director for {give_up_after:.0f} s ({error.details()})"
+                raise FederationError(f"{told}; try again when it is back") from error
             if lost_since is None:
                 lost_since = now
                 logger.warning("the director is out of reach (%s); trying again", error.details())

@@ -57,6 +57,17 @@ class Encoder:
         return Packed(pieces, metadata | {"scales": json.dumps(scales)})
 
 
+def norm_of_change(trained: Mapping[str, np.ndarray], received: ModelFile | ModelParts) -> float:
+    """The Euclidean length of what training has changed, over all tensors (float32, those of the received model)."""
+    squares = 0.0
+    for name, array in trained.items():
+        flat = array.reshape(-1)
+        for place in places(array.shape):
+            change = np.subtract(flat[place], received.read(name, place), dtype=np.float64)
+            squares += float(change @ change)
+    return math.sqrt(squares)
+
+
 class Update:
     """An update that has arrived, beside the model that the site had received.
 

@@ -14,6 +14,7 @@ HOUSE = Path(__file__).resolve().parents[2]
 sys.path.append(str(HOUSE / "benchmarks"))
 
 import algorithms  # noqa: E402
+import crowd  # noqa: E402
 import data_layer  # noqa: E402
 import measure  # noqa: E402
 import report  # noqa: E402
@@ -21,6 +22,7 @@ import rules_cost  # noqa: E402
 import scaling  # noqa: E402
 import training_loops  # noqa: E402
 from addition import Job, JobError  # noqa: E402
+from many import Cost  # noqa: E402
 from sizes import shapes  # noqa: E402
 from steps import StepError  # noqa: E402
 
@@ -94,7 +96,7 @@ def test_sizes_are_those_of_wav2vec2() -> None:
 def test_the_commands_of_the_documentation() -> None:
     told = (HOUSE / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\.venv/bin/python benchmarks (\w+)", told, re.MULTILINE)
-    assert set(commands) == {"compare", "scaling", "clock", "one", "data", "training"}
+    assert set(commands) == {"compare", "scaling", "sites", "clock", "one", "data", "training"}
     for command in commands:
         shown = subprocess.run(
             [sys.executable, "benchmarks", command, "--help"], cwd=HOUSE, capture_output=True, text=True, check=True
@@ -128,6 +130,20 @@ def test_the_tables() -> None:
     assert ["director, peak MB", "450", "at most 1000", "yes"] in lines
     assert ["NVIDIA FLARE 2.9's time over ours", "0.83", "above 1", "no"] in lines
     assert ["NVIDIA FLARE 2.9's server's memory over ours", "2.00", "above 1", "yes"] in lines
+
+
+def test_the_sites_table_and_its_plot(tmp_path: Path) -> None:
+    calls = {"register": 0.2, "status": 0.4, "results": 0.5, "model": 3.0, "update": 7.0}
+    few = Cost(10, [0.1, 0.2, 0.4], 0.02, 150_000_000, 90, calls, [4.0])
+    many = Cost(1000, [9.0, 11.0, 10.0], 4.5, 650_000_000, 2090, calls | {"status": 1.5}, [4.0])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.crowd([few, many]).splitlines()]
+    assert ["10", "0.20 (0.10–0.40)", "2.0", "150", "90", "0.50", "7.00"] in lines
+    assert ["round of 1000 sites, s", "10.00", "at most 30", "yes"] in lines
+    assert ["director's CPU, ms a site and round", "4.50", "at most 5", "yes"] in lines
+    assert ["director, peak MB", "650", "at most 600", "no"] in lines
+    assert ["longest call that waits for nothing, s", "1.50", "at most 1", "no"] in lines
+    crowd.plot([few, many], tmp_path / "sites.png")
+    assert (tmp_path / "sites.png").stat().st_size > 10_000
 
 
 @pytest.fixture(scope="module")

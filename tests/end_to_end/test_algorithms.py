@@ -115,10 +115,12 @@ CASES = {
     "krum": Algorithm(rule="krum", byzantine=0, select=2),
     "scaffold": Algorithm(rule="scaffold", weight_cap=1),
     "personal": Algorithm(personal="head"),
+    "sampled": Algorithm(rule="fedavgm", server_learning_rate=0.5, sites_per_round=2),
+    "scaffold, sampled": Algorithm(rule="scaffold", weight_cap=1, sites_per_round=0.5),
 }
 
 
-QUICK = ("capped", "median")
+QUICK = ("capped", "median", "sampled")
 """What starts no more processes than it has to; fedadam, scaffold and personal come below, and are killed besides."""
 
 
@@ -126,12 +128,12 @@ QUICK = ("capped", "median")
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_real_processes_compute_what_the_simulation_computes(shared: Federation, name: str) -> None:
-    training = SGD if name == "scaffold" else TRAINING
+    training = SGD if "scaffold" in name else TRAINING
     config = ExperimentConfig(training=replace(training, keep_optimizer=name != "personal"), algorithm=CASES[name])
     real = finished(submit(shared.handle, config, name, SUPERB_KS))
     reference = dict(federated_averaging(config, shared.clips(), lambda *_: None))
     agree(real, reference)
-    assert any(key.startswith(CONTROL) for key in real) == (name == "scaffold")
+    assert any(key.startswith(CONTROL) for key in real) == ("scaffold" in name)
     plainly = federated_averaging(replace(config, algorithm=Algorithm()), shared.clips(), lambda *_: None)
     assert any(not np.allclose(real[key], plainly[key], rtol=1e-3, atol=1e-5) for key in real if key in plainly)
 

@@ -169,10 +169,14 @@ def check_record(demo: Demo) -> dict:
     config = json.loads((run / "config.json").read_text())
     assert config["config"]["training"]["rounds"] == summary["rounds"]
     assert config["versions"]["openfl"] == "1.6"
+    assert config["data"]["digest"]
+    assert summary["budget"].keys() == summary["test"].keys()
+    assert all(each["rounds"] == summary["rounds"] for each in summary["budget"].values())
+    assert all(each["seconds"] > 0 and each["MB_up"] > 0 for each in summary["work"].values())
     notebook = nbformat.read(run / "keyword_spotting.ipynb", as_version=4)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     assert AutoModelForAudioClassification.from_pretrained(run / "model").config.id2label[10] == "_silence_"
-    for plot in ("curves", "confusion", "calibration", "comparison", "speakers"):
+    for plot in ("curves", "confusion", "calibration", "comparison", "speakers", "learning", "runs"):
         assert (run / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
     demo.assert_nothing_is_left()
     return summary
@@ -257,7 +261,10 @@ def test_a_broken_recording_is_named_in_the_end(tiny_corpus: Path, tmp_path: Pat
     Path(broken.path).write_bytes(b"RIFF, but not really")
     demo = Demo([str(PYTHON), "-m", "lab", "demo", "--change", "training.rounds=1"], DATA=str(corpus))
     assert demo.wait(120) == 1
-    assert f"{broken.path} cannot be read as audio" in demo.error
+    assert "cannot be read as audio" in demo.error  # which recording, stays at the site, in its log
+    assert broken.path not in demo.error
+    logs = Path(demo.error.split("All logs: ")[1].splitlines()[0])
+    assert any(f"{broken.path} cannot be read as audio" in log.read_text() for log in logs.glob("*.log"))
     assert re.search(r"site envoy(_two)?, round 1, task train", demo.error)
     demo.assert_nothing_is_left()
 

@@ -160,4 +160,5 @@ def test_another_front_end_at_one_site_is_told_in_the_notebook(sites: Federation
     for words in ("two", "the frozen part of the model is not the experimenter's", "Copy the same files to"):
         assert words in told
     assert len(set(re.findall(r"\b[0-9a-f]{64}\b", told))) == 2, "both digests"
-    assert os.fspath(sites.home("two")) in told
+    assert os.fspath(sites.home("two")) not in told  # a path stays at its site
+    assert os.fspath(sites.home("two")) in sites.log("two")

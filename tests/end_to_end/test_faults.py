@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -265,7 +266,8 @@ class FullDisk:
         resource.prlimit(self._director, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     def remove(self) -> None:
-        self.free()
+        with suppress(ProcessLookupError):
+            self.free()
         if self.kind == "a small file system":
             subprocess.run(["umount", str(self._folder)], check=True)
 

@@ -52,6 +52,10 @@ def test_an_experiment_from_submission_to_models(toys: ToyFederation) -> None:
     assert values(metrics, "aggregator", "validate_global", "loss") == {0: 100.0, 1: 101.5, 2: 103.0, 3: 104.5}
     assert values(metrics, "site2", "validate_local", "loss") == {1: 102.0, 2: 103.5, 3: 105.0}
     assert values(metrics, "site1", "train", "loss") == {1: 5.0, 2: 6.0, 3: 7.0}
+    assert set(values(metrics, "site2", "train", "update_norm").values()) == {4.0}, "four elements, each by 2"
+    for what, rounds in ((what, values(metrics, "site1", "train", what)) for what in ("bytes_up", "bytes_down")):
+        assert all(4 * 4 < size < 1000 for size in rounds.values()), what
+    assert all(0 <= seconds < 60 for seconds in values(metrics, "site1", "train", "seconds").values())
     # Best by accuracy (round 2), although every loss is larger than every accuracy; last is round 3.
     np.testing.assert_allclose(experiment.best_weights()["vector"], 3.0)
     np.testing.assert_allclose(experiment.last_weights()["vector"], 4.5)

@@ -5,18 +5,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
-from openfl.protocols import director_pb2
 from processes import HOUSE, PYTHON, ToyFederation
 from test_federation import submit
 from typer.testing import CliRunner
 
 from federation.director.__main__ import app
 from federation.errors import ExperimentFailed, FederationError
-from federation.notebook.handle import ExperimentHandle, FederationHandle
-from federation.wire.metadata import REMOVE
+from federation.notebook.handle import FederationHandle
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +49,26 @@ def test_cancel_never_deletes_and_everyone_is_named(toys: ToyFederation) -> None
     assert "precious: cancelled" not in log  # there was nothing to cancel
     # Another one sees nothing of it.
     stranger = FederationHandle("localhost", toys.port, client_id="eve").attach("precious")
-    with pytest.raises(FederationError):
+    with pytest.raises(FederationError, match="knows no experiment precious of eve"):
         stranger.best_weights()
     with pytest.raises(ExperimentFailed, match="knows no experiment precious of eve"):
         list(stranger.metrics())
     for what in ("the best model", "metrics"):
-        toys.wait_for("director", rf"refused: {what} to eve: .* no experiment precious of eve .*caller=eve", 1)
+        toys.wait_for("director", rf"refused: {what} to eve: .* no experiment precious of eve, .*caller=eve", 1)
 
 
 def test_an_experimenter_removes_what_is_over_and_says_so(toys: ToyFederation) -> None:
-    """By the engine's message for an end, with a word in its metadata that nothing sends by mistake."""
-
-    def remove(experiment: ExperimentHandle) -> None:
-        request = director_pb2.RemoveExperimentRequest(experiment_name=experiment.name)
-        experiment._client.stub.RemoveExperimentData(request, metadata=[(REMOVE, "yes")])
-
     running = submit(toys, "unwanted", sleep_on=1.0, in_round=0, seconds=60)
     toys.wait_for("site1", r"round 1, task train: starts .*experiment=unwanted ")
-    with pytest.raises(grpc.RpcError, match="unwanted is not over; cancel it first, then remove it"):
-        remove(running)
+    with pytest.raises(FederationError, match="unwanted is not over; cancel it first, then remove it"):
+        running.remove()
     running.cancel()
     with pytest.raises(ExperimentFailed, match="unwanted was cancelled by experimenter"):
         list(running.metrics())
-    with pytest.raises(grpc.RpcError, match="knows no experiment unwanted of eve"):
-        remove(FederationHandle("localhost", toys.port, client_id="eve").attach("unwanted"))
+    with pytest.raises(FederationError, match="knows no experiment unwanted of eve, but none"):
+        FederationHandle("localhost", toys.port, client_id="eve").attach("unwanted").remove()
     assert (toys.logs / "state" / "unwanted").is_dir()
-    remove(running)
+    running.remove()
     assert running.status() == "unknown"
     assert not (toys.logs / "state" / "unwanted").exists()
     for told in (
@@ -112,7 +103,8 @@ def test_commands_while_an_experiment_runs(toys: ToyFederation) -> None:
     assert waiting.status() == "unknown"
     assert "waiting" not in operate(toys, "list")
     toys.wait_for("director", r"experiment waiting: removed by operator ", 1)
-    assert operate(toys, "cancel", "never") == "director: this director knows no experiment 'never'\n"
+    unknown = "director: this director knows no experiment 'never'; `list` shows those that there are\n"
+    assert operate(toys, "cancel", "never") == unknown
     list(submit(toys, "waiting", rounds=1).metrics())  # the name is free again
 
 

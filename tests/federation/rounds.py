@@ -21,7 +21,7 @@ from federation.director.results import Results
 from federation.director.room import LEAST, Room
 from federation.director.state import ExperimentState, Submitted
 from federation.policy import RoundPolicy
-from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, RoundSchedule
+from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL, tasks_of
 from federation.wire.description import Description
 from federation.wire.models import ModelFile, Packed, Piece, save
 from federation.wire.transfer import Address
@@ -71,6 +71,8 @@ class Conducted:
         self.sizes = dict(sites)
         self.metrics: list[dict[str, Any]] = []
         self.failures: list[str] = []
+        self.notices: list[str] = []
+        self.changed: set[str] = set()
         policy = {
             "minimum_sites": settings.pop("minimum_sites", len(sites)),
             "round_seconds": settings.pop("round_seconds", None),
@@ -115,7 +117,8 @@ class Conducted:
     async def _made(self) -> Conductor:
         return Conductor(
             "toy", self.description, tuple(self.sizes), self.state, tell=self._tell, told=self._told, run=at_once,
-            uploads=Room(2 * LEAST), on_failure=self._failed, idle_seconds=0.3,
+            uploads=Room(2 * LEAST), on_failure=self._failed, on_notice=self.notices.append,
+            on_asked=self.changed.update, idle_seconds=0.3,
         )  # fmt: skip
 
     def _tell(self, lines: Any) -> None:
@@ -163,6 +166,12 @@ class Conducted:
 
         self.do(leave())
 
+    def back(self, site: str) -> None:
+        async def hear() -> None:
+            self.conductor.heard(site)
+
+        self.do(hear())
+
     @property
     def number(self) -> int:
         return self.conductor.round
@@ -196,8 +205,12 @@ def build(
 ) -> EngineAggregator | Conducted:
     if kind is Conducted:
         return Conducted(folder, rounds, model, **settings)
+
+    def assigned(sites: Iterable[str], number: int, **_: Any) -> dict[str, list[Any]]:
+        return {site: [TASKS[name] for name in tasks_of(number, rounds)] for site in sites}
+
     assigner = Assigner(
-        assigner_function=RoundSchedule(rounds, TASKS),
+        assigner_function=assigned,
         aggregation_functions_by_task={TRAIN: WeightedAverage()},
         authorized_cols=list(SIZES),
         rounds_to_train=rounds + 1,

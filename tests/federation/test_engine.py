@@ -11,6 +11,7 @@ import pytest
 HOUSE = Path(__file__).resolve().parents[2]
 ENGINE = Path(openfl.__file__).parent
 SOURCES = [*sorted((HOUSE / "federation").rglob("*.py")), HOUSE / "workspace" / "kws" / "tasks.py"]
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 LINE = re.compile(r"\b([\w/]+\.py):(\d+)")
 
 
@@ -25,7 +26,8 @@ class Mend:
 
 
 def rows() -> list[Mend]:
-    lines = [line for line in (HOUSE / "docs" / "engine.md").read_text().splitlines() if line.startswith("| `")]
+    text = (HOUSE / "docs" / "engine.md").read_text()
+    lines = [line for line in text.splitlines() if re.match(r"\| `[\w/]+\.py:\d+` ", line)]
     found = []
     for line in lines:
         engine, stock, here, by, test = (cell.strip() for cell in line.strip("|").split(" | "))
@@ -51,10 +53,10 @@ def named(path: Path) -> set[str]:
     return found
 
 
-def definitions(path: Path) -> dict[str, ast.FunctionDef | ast.ClassDef]:
+def definitions(path: Path) -> dict[str, Definition]:
     """Functions and classes of a source file by name; it is not imported, which may take a GPU."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return {node.name: node for node in tree.body if isinstance(node, Definition)}
 
 
 def module(path: Path) -> str:

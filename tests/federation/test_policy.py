@@ -6,7 +6,9 @@ from federation.policy import RoundPolicy
 def test_a_policy_is_told_how_many_sites_there_are() -> None:
     assert RoundPolicy().among(5).minimum_sites == 5
     assert RoundPolicy(minimum_sites=2, retries=1).among(5) == RoundPolicy(minimum_sites=2, retries=1)
-    with pytest.raises(ValueError, match="minimum_sites is 3, and only 2 sites are online; start more or need fewer"):
+    with pytest.raises(
+        ValueError, match="minimum_sites is 3, and a round asks only 2 sites; start more, ask more or need fewer"
+    ):
         RoundPolicy(minimum_sites=3).among(2)
 
 

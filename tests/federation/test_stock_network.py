@@ -2,13 +2,11 @@
 
 import asyncio
 import pickle
-import socket
 import subprocess
 import sys
 import threading
-import time
 import zipfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import asynccontextmanager, chdir, suppress
 from functools import partial
@@ -34,7 +32,8 @@ from openfl.transport import AggregatorGRPCServer, DirectorGRPCServer
 from openfl.transport.grpc.director_client import DirectorClient, ShardDirectorClient
 from openfl.utilities.workspace import ExperimentWorkspace
 from processes import TOYS
-from rounds import build, finish_round
+from rounds import GOOD, build, finish_round, messages, nothing, pack
+from served import SECONDS, SHAPES, Running, free_port, our_server, within
 from stock import fault
 from submissions import SMALL, zipped
 from toy.experiment import TASKS, Numbers, VectorModel
@@ -42,82 +41,23 @@ from toy_shard import ToyShard
 
 from federation import authority as certificates
 from federation.authority import Role
-from federation.director.access import guards
+from federation.director.conductor import Conductor
 from federation.director.director import Director
-from federation.director.server import DirectorServer
+from federation.director.results import Results
 from federation.errors import ArchiveRefused, SubmissionRefused
 from federation.notebook.handle import FederationHandle
 from federation.notebook.handle import _Client as OurClient
-from federation.settings import Certificates, DirectorSettings, EnvoySettings, certificates_beside, load_envoy
+from federation.schedule import TRAIN
+from federation.settings import Certificates, EnvoySettings, certificates_beside, load_envoy
 from federation.site.client import SiteClient
 from federation.site.envoy import Envoy
 from federation.site.listing import lines
 from federation.site.review import ReviewFolder, Submission, Verdict, verdict
 from federation.wire import archives as experiment_archives
 from federation.wire.models import save
+from federation.wire.transfer import Address
 
 BOTH = ["site1", "site2"]
-SHAPES = {"sample_shape": ["4"], "target_shape": ["1"]}
-SECONDS = 20.0
-"""Longest time that anything may take which ends by itself."""
-
-
-async def within(seconds: float, condition: Callable[[], Any]) -> bool:
-    """Whether it becomes true in time; the loop goes on meanwhile."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        await _pause(0.01)
-    return bool(condition())
-
-
-_pause = asyncio.sleep  # a test may shorten the engine's sleeps
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        return int(taken.getsockname()[1])
-
-
-class Running:
-    """A director's server that answers on a port of this machine, in a thread."""
-
-    def __init__(self, make: Callable[..., Any], **settings: Any) -> None:
-        self.port = free_port()
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-
-        async def made() -> Any:
-            place = {"listen_host": "localhost", "listen_port": self.port}
-            return make(envoy_health_check_period=60, **place, **SHAPES, **settings)
-
-        self.server = self.do(made())
-        self._serving = asyncio.run_coroutine_threadsafe(self.server._run_server(), self.loop)
-        self.do(within(SECONDS, lambda: self.listens() or self._serving.done()))
-
-    @property
-    def director(self) -> Any:
-        """The director behind the server."""
-        return self.server.director
-
-    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(SECONDS)
-
-    def listens(self) -> bool:
-        """Whether the port is open."""
-        with socket.socket() as tried:
-            return tried.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def close(self) -> None:
-        """Stop the server and its thread."""
-        self.do(self.server.server.stop(None))
-        self._serving.cancel()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(SECONDS)
-        self.loop.close()
 
 
 def our_director(folder: Path, **settings: Any) -> Director:
@@ -126,15 +66,6 @@ def our_director(folder: Path, **settings: Any) -> Director:
 
 def stock_director(_: Path, **settings: Any) -> EngineDirector:
     return EngineDirector(tls=False, **SHAPES, **settings)
-
-
-def our_server(folder: Path, **settings: Any) -> DirectorServer:
-    server = DirectorServer(director_cls=Director, state_root=folder / "state", **{"tls": False, **settings})
-    server.root_dir = folder
-    if server.tls:
-        paths = Certificates(server.root_certificate, server.private_key, server.certificate)
-        server.guards = guards(DirectorSettings(certificates=paths))
-    return server
 
 
 def stock_server(folder: Path, **settings: Any) -> DirectorGRPCServer:
@@ -266,14 +197,14 @@ async def submitted(director: Any, archive: Path, folder: Path, name: str = "toy
 
 @asynccontextmanager
 async def begun(make: Any, archive: Path, folder: Path) -> AsyncIterator[tuple[Any, Any]]:
-    """A director and its experiment, whose aggregator waits for sites."""
+    """A director and its experiment, whose first round waits for sites."""
     director = make(folder)
     await submitted(director, archive, folder)
     experiment = director.experiments_registry["toy"]
     with chdir(folder):
         loop = asyncio.create_task(director.start_experiment_execution_loop())
         try:
-            assert await within(SECONDS, lambda: experiment.aggregator)
+            assert await within(SECONDS, lambda: rounds_of(experiment))
             yield director, experiment
         finally:
             loop.cancel()
@@ -281,13 +212,35 @@ async def begun(make: Any, archive: Path, folder: Path) -> AsyncIterator[tuple[A
                 await loop
 
 
-def finish(experiment: Any) -> None:
+def rounds_of(experiment: Any) -> Any:
+    """What keeps an experiment's rounds, or None before they have begun."""
+    return getattr(experiment, "conductor", None) or experiment.aggregator
+
+
+async def finish(experiment: Any) -> None:
     """Both sites do everything and are told to quit."""
-    rounds = experiment.aggregator
+    rounds = rounds_of(experiment)
+    if isinstance(rounds, Conductor):
+        while not rounds.finished:
+            for site in BOTH:
+                await take_part(rounds, site)
+            await rounds.settled()
+        assert all([(await rounds.assignment(site)).over for site in BOTH])
+        return
     for number in range(rounds.rounds_to_train):
         last = number == rounds.rounds_to_train - 1 and len(rounds.assigner.get_all_tasks_for_round(number)) == 1
         finish_round(rounds, number, None if last else {"vector": np.ones(4)}, BOTH)
     assert all(rounds.get_tasks(site)[3] for site in BOTH)
+
+
+async def take_part(rounds: Conductor, site: str) -> None:
+    """Do all tasks of the round that is on."""
+    number, packed = rounds.round, pack({"vector": np.ones(4, np.float32)})
+    for task in rounds.book.tasks:
+        if task == TRAIN:
+            address = Address(site=site, round=number, upload="one", size=packed.size)
+            await rounds.receive(address, messages(packed.chunks(0)), nothing)
+        rounds.take(Results(site, number, task, 1, GOOD))
 
 
 DIRECTORS = {"stock": (stock_director, stock_submission), "ours": (our_director, our_submission)}
@@ -317,7 +270,7 @@ def test_the_end_is_known_at_once(subject: Any, archives: Any, tmp_path: Path) -
 
     async def known() -> bool:
         async with begun(make, archives[side][0], tmp_path) as (_, experiment):
-            finish(experiment)
+            await finish(experiment)
             return await within(2, lambda: experiment.status == "finished")
 
     assert asyncio.run(known())
@@ -334,7 +287,7 @@ def test_a_failed_experiment_stays_failed(
         async with begun(make, archives[side][0], tmp_path) as (director, experiment):
             director.set_experiment_failed(experiment_name="toy", collaborator_name="site1")
             await submitted(director, archives[side][0], tmp_path, "next")
-            assert await within(SECONDS, lambda: director.experiments_registry["next"].aggregator)
+            assert await within(SECONDS, lambda: rounds_of(director.experiments_registry["next"]))
             return str(experiment.status)
 
     assert asyncio.run(status()) == "failed"
@@ -346,7 +299,7 @@ def test_a_second_reader_gets_every_metric(subject: Any, archives: Any, tmp_path
 
     async def read_twice() -> list[list[Any]]:
         async with begun(make, archives[side][0], tmp_path) as (director, experiment):
-            finish(experiment)
+            await finish(experiment)
             return [[line async for line in director.stream_metrics("toy", "ada") if line] for _ in range(2)]
 
     first, second = asyncio.run(read_twice())
@@ -368,9 +321,12 @@ def test_an_experiment_outlives_its_director(subject: Any, archives: Any, tmp_pa
 
 @fault("component/director/director.py:394", stock=stock_director, ours=our_director, raises=KeyError)
 def test_an_envoy_that_has_not_asked_for_work_is_listed(subject: Any, tmp_path: Path) -> None:
-    director = subject(tmp_path)
-    registered(director)
-    assert len(list(director.get_envoys())) == 2
+    async def listed() -> list[Any]:
+        director = subject(tmp_path)
+        registered(director)
+        return list(director.get_envoys())
+
+    assert len(asyncio.run(listed())) == 2
 
 
 @fault("component/director/director.py:244", raises=AttributeError, **DIRECTORS)
@@ -428,8 +384,11 @@ def test_an_experiment_needs_a_site(subject: Any, archives: Any, tmp_path: Path)
 def test_the_director_says_which_shapes_it_refuses(
     subject: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    director = subject(tmp_path)
-    assert not director.acknowledge_shard({"node_info": {"name": "odd"}, "sample_shape": ["5"], "target_shape": ["1"]})
+    async def accepted() -> bool:
+        shard = {"node_info": {"name": "odd"}, "sample_shape": ["5"], "target_shape": ["1"]}
+        return bool(subject(tmp_path).acknowledge_shard(shard))
+
+    assert not asyncio.run(accepted())
     assert "5" in caplog.text
 
 
@@ -480,6 +439,13 @@ def test_with_tls_too_a_site_can_report_that_it_failed(subject: Any, serve: Any,
     experiment = running.director.experiments_registry["toy"]
     if subject is stock_server:  # which can only fail when it has an aggregator to stop
         experiment.aggregator = build(EngineAggregator, authority)
+    else:
+
+        async def starts() -> None:
+            running.loop.create_task(experiment.start(running.director.presence.last_heard))
+
+        running.do(starts())
+        running.do(within(SECONDS, lambda: rounds_of(experiment)))
     shard_client(running, authority, "site1", "site1").set_experiment_failed("toy", error_description="broken")
     assert experiment.status == "failed"
 
@@ -677,7 +643,7 @@ def finished(serve: Any, archives: Any, tmp_path: Path) -> int:
 
     async def run() -> None:
         async with begun(our_director, archives[our_submission][0], tmp_path) as (_, experiment):
-            finish(experiment)
+            await finish(experiment)
             await within(SECONDS, lambda: experiment.over)
 
     asyncio.run(run())

@@ -314,6 +314,8 @@ def test_what_a_round_reports(recipe: ModelRecipe, changes: dict) -> None:
         label_smoothing=training.label_smoothing,
     ).item()
     expected = {"loss": scores.loss, "objective": objective, "accuracy": scores.accuracy}
+    assert measured.pop("samples") == len(CLIPS)
+    assert measured.pop("steps") == steps_in_round(training, len(CLIPS))
     assert measured == pytest.approx(expected, rel=1e-4)
 
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from small_network import plain, small_recipe
 from kws.config import ExperimentConfig, ModelRecipe
 from kws.metrics import METRICS
 from kws.model import ModelError, build_model, load_weights
-from kws.training import evaluate
-from lab.baselines import train_baselines
+from kws.training import evaluate, steps_in_round
+from lab import tables
+from lab.baselines import Baseline, train_baselines, with_budget, workers_for
 from lab.records import Run
 from lab.simulation import federated_averaging
 from lab.tables import alone
@@ -45,6 +47,10 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
     run = Run.create(tmp_path)
     environment = dict(os.environ)
     evaluations = train_baselines(config, shards, validation, test, run, cores=1)
+    sizes = {site: len(own) for site, own in shards.items()}
+    spent = tables.budget(run.metrics(), sizes)
+    assert {name: each["epochs"] for name, each in spent.items()} == dict.fromkeys(NAMES, 2.0)
+    assert spent["pooled"]["steps"] == 2 * -(-sum(sizes.values()) // 32)
 
     assert list(evaluations) == NAMES
     assert alone("envoy") == "envoy alone"
@@ -57,7 +63,7 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
     assert set(zip(validated["site"], validated["round"], strict=True)) == {
         (name, n) for name in NAMES for n in (0, 1, 2)
     }
-    assert set(trained["metric"]) == {"loss", "objective", "accuracy"}
+    assert set(trained["metric"]) == {"loss", "objective", "accuracy", "steps", "samples"}
     assert set(validated["metric"]) == METRICS.keys()
     workers = [child.cmdline() for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
     assert not [command for command in workers if any("spawn_main" in part for part in command)]
@@ -78,6 +84,46 @@ def test_pooled_and_each_alone_in_processes_that_end(tiny_corpus: Path, tmp_path
     assert list(pooled["value"]) == pytest.approx(losses, rel=1e-4)
     load_weights(model, rounds[int(np.argmin(losses))])
     assert evaluate(model, test).scalars() == pytest.approx(evaluations["pooled"].scalars(), rel=1e-3)
+
+
+UTTERANCE = Utterance("a.wav", "a.wav", "yes", None, "train")
+
+
+def of_sizes(*sizes: int) -> Baseline:
+    """A baseline on so many clips of each of some sites."""
+    return Baseline("some", tuple((UTTERANCE,) * size for size in sizes))
+
+
+@pytest.mark.parametrize(
+    ("training", "budget", "steps"),
+    [
+        # By job: pooled, the large site alone, the small one. A step is 8 clips; the sites have 80 and 20.
+        ({}, "epochs", [13, 10, 3]),
+        ({}, "steps", [10, 10, 10]),
+        ({}, None, [13, 10, 3]),
+        ({"local_epochs": 0.5}, "steps", [5, 5, 5]),
+        ({"local_steps": 4}, None, [4, 4, 4]),
+        ({"local_steps": 4}, "steps", [4, 4, 4]),
+        ({"local_steps": 4}, "epochs", [8, 4, 4]),
+    ],
+)
+def test_a_baseline_is_trained_as_long_as_its_budget_says(
+    training: dict[str, object], budget: str | None, steps: list[int]
+) -> None:
+    config = ExperimentConfig(training=plain(batch_size=8, **training))
+    jobs = of_sizes(80, 20), of_sizes(80), of_sizes(20)
+    longer = [with_budget(config, job, [80, 20], budget).training for job in jobs]
+    assert [steps_in_round(each, sum(map(len, job.sites))) for each, job in zip(longer, jobs, strict=True)] == steps
+    assert all(replace(each, local_steps=config.training.local_steps) == config.training for each in longer)
+
+
+def test_on_a_gpu_one_after_the_other() -> None:
+    assert (workers_for(3, 8, gpu=True), workers_for(3, 8, gpu=False), workers_for(3, 2, gpu=False)) == (1, 3, 2)
+
+
+def test_none_asked_for_is_none_trained(tiny_corpus: Path, tmp_path: Path) -> None:
+    shards, validation, test = shards_of(tiny_corpus)
+    assert train_baselines(ExperimentConfig(), shards, validation, test, Run.create(tmp_path), which=[]) == {}
 
 
 def test_an_error_in_a_worker_reaches_the_caller(tiny_corpus: Path, tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from kws.metrics import METRICS, Evaluation, Metric
 from lab import plots
 from lab.comparison import compare
 from lab.records import Run
+from lab.sounds import mel_spectrogram, one_of_each
 from lab.tables import GLOBAL
 from rules.scores import Score
+from shard_descriptors.clips.clip_set import ClipSet
+from shard_descriptors.sources.speech_commands import load
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +64,9 @@ def test_curves_show_each_sites_own_model_and_the_average_on_the_same_speakers(t
 
 
 def test_curves_of_ten_sites_and_of_a_hundred_can_be_read(tmp_path: Path) -> None:
-    ten = plots.curves(recorded(tmp_path / "a", [f"site{number}" for number in range(10)]).metrics())
+    ten = plots.curves(recorded(tmp_path / "a", [f"site{number}" for number in range(1, 11)]).metrics())
     assert len(ten.axes) == 11
+    assert [axes.get_title() for axes in ten.axes[1:]] == [f"site{number}" for number in range(1, 11)]
     assert len({tuple(axes.get_subplotspec().get_position(ten).bounds) for axes in ten.axes}) == 11
     hundred = plots.curves(recorded(tmp_path / "b", [f"site{number}" for number in range(100)]).metrics())
     losses, everyone = hundred.axes
@@ -104,6 +108,57 @@ def test_curves_before_anything_is_measured(tmp_path: Path) -> None:
     assert all(not axes.lines for axes in plots.curves(run.metrics()).axes)
     run.add_metric(1, "north", "train", "loss", 1.0)
     plots.curves(run.metrics())
+
+
+def test_several_seeds_are_a_mean_with_its_range(tmp_path: Path) -> None:
+    trials = []
+    for seed, more in enumerate((0.0, 0.1, 0.2)):
+        run = Run.create(tmp_path / str(seed))
+        for number in (0, 1):
+            run.add_metric(number, GLOBAL, "validate_global", "accuracy", 0.2 * number + more)
+            run.add_metric(number, "pooled", "validate", "accuracy", 0.5 + 0.1 * number)
+            run.add_metric(number, "north alone", "validate", "accuracy", 0.4)
+        trials.append(run.metrics())
+    axes = plots.learning(trials).axes[0]
+    shown = lines(axes)
+    assert set(shown) == {"federated", "pooled", "north alone"}
+    assert shown["federated"] == pytest.approx({0: 0.1, 1: 0.3})
+    assert shown["pooled"] == pytest.approx({0: 0.5, 1: 0.6})
+    band = axes.collections[-1].get_paths()[0].vertices  # the federated one lies above the others
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.0, 0.4))
+    assert axes.get_xlabel() == "round; mean and range of 3 seeds"
+    alone = plots.learning(trials[:1]).axes[0]
+    assert (alone.get_xlabel(), len(alone.collections)) == ("round", 0)
+
+
+def test_many_sites_alone_are_one_entry_of_the_legend(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    for number in range(10):
+        run.add_metric(1, f"site_{number} alone", "validate", "accuracy", number / 10)
+    axes = plots.learning([run.metrics()]).axes[0]
+    assert len(axes.lines) == 10
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["each site alone"]
+
+
+def test_runs_beside_each_other(tmp_path: Path) -> None:
+    runs = {name: recorded(tmp_path / name, ["north"]) for name in ("one", "two")}
+    for run in runs.values():
+        run.add_metric(1, GLOBAL, "validate_global", "accuracy", 0.5)
+    shown = lines(plots.runs({name: run.metrics() for name, run in runs.items()}).axes[0])
+    assert shown == {"one": {1: 0.5}, "two": {1: 0.5}}
+    assert not plots.runs({}).axes[0].lines
+
+
+def test_a_clip_is_a_waveform_over_its_spectrogram(tiny_corpus: Path) -> None:
+    corpus = load(tiny_corpus)
+    clips = ClipSet(one_of_each(corpus, ("yes", "no", "_silence_")), corpus.format)
+    figure = plots.sounds(clips, range(len(clips)))
+    assert len(figure.axes) == 6
+    above, below = figure.axes[2:4]
+    assert above.get_title() == "no"
+    assert above.lines[0].get_ydata() == pytest.approx(clips.read([1])[0])
+    assert below.collections[0].get_array().shape[-2:] == mel_spectrogram(clips.read([1])[0], 16_000).shape
+    figure.canvas.draw()
 
 
 def test_confusion_colours_shares_and_writes_counts() -> None:

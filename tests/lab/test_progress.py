@@ -11,19 +11,20 @@ import pytest
 from answers import answered
 
 from federation.notebook.handle import Metric as Measured
+from kws.config import ExperimentConfig
 from kws.metrics import METRICS, Metric
-from lab import demo, submission
+from lab import demo, session, submission
 from lab.records import Run
 from rules.scores import Score
 
 SCORES = answered(np.array([0, 0, 0, 1]), np.array([1, 1, 0, 1], bool))
 
 
-def printed(run: Run, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def printed(run: Run, capsys: pytest.CaptureFixture[str], label: str = "") -> list[str]:
     """The lines of the demo for what is in the run."""
 
     async def watch() -> None:
-        progress = asyncio.create_task(demo._show_progress(run))
+        progress = asyncio.create_task(demo._show_progress(run, label))
         await asyncio.sleep(0.3)
         progress.cancel()
         with suppress(asyncio.CancelledError):
@@ -52,6 +53,17 @@ def test_a_line_for_each_site_and_task(tmp_path: Path, capsys: pytest.CaptureFix
         f"round   1  north            validate_local   {scores}",
         f"round   1  aggregator       validate_global  {scores}",
     ]
+
+
+def test_several_seeds_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.create(tmp_path, "mine")
+    assert demo.labelled(run, []) == demo.labelled(run, [5]) == {"": run}
+    both = demo.labelled(run, [5, 6])
+    assert list(both.values()) == [trial.run for trial in session.trials(ExperimentConfig(), run, [5, 6])]
+    fill(both["seed 6  "])
+    lines = printed(both["seed 6  "], capsys, "seed 6  ")
+    assert lines
+    assert all(line.startswith("seed 6  round   1") for line in lines)
 
 
 def test_a_metric_of_one_entry_is_in_the_lines(

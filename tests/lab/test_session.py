@@ -8,13 +8,11 @@ import pytest
 from answers import predictions
 from recordings import sound, write
 
-from kws.config import ConfigError, ExperimentConfig, Training
+from kws.config import ExperimentConfig, Training
 from kws.metrics import Evaluation
 from lab import session
-from lab.changes import changed
 from lab.claims import Overlap
 from lab.predictions import Predictions
-from lab.presets import preset
 from lab.records import Run
 from shard_descriptors.clips.clip_set import ClipSet
 from shard_descriptors.corpus import ClipFormat
@@ -36,42 +34,24 @@ def described(corpus: Path, seed: int = 0, scheme: str = "speakers", silence: st
     return {site: {"shard": number, **common} for number, site in enumerate(("envoy", "envoy_two"), start=1)}
 
 
-def test_the_demo_speaks_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    people, made = ({"envoy": {"corpus": corpus}} for corpus in ("Speech Commands", "synthetic"))
-    for name in ("KWS_CHANGES", "KWS_RUN", "KWS_BASELINES", "KWS_MODEL", "KWS_PRESET"):
-        monkeypatch.delenv(name, raising=False)
-    tiny, own = preset("tiny"), ExperimentConfig(training=Training(rounds=7))
-    assert session.apply_changes(tiny, people) == tiny
-    assert session.apply_changes(tiny, made) == changed(tiny, ["training.rounds=10"])
-    assert session.apply_changes(own, made) == own
-    assert session.with_baselines()
-    monkeypatch.setenv("KWS_CHANGES", "training.seed=3\nmodel.dropout=0")
-    monkeypatch.setenv("KWS_BASELINES", "0")
+def test_the_demo_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KWS_RUN", str(tmp_path))
-    config = session.apply_changes(tiny, made)
-    assert (config.training.rounds, config.training.seed, config.model.dropout) == (10, 3, 0.0)
-    assert not session.with_baselines()
     assert session.start_run() == Run(tmp_path)
-    monkeypatch.setenv("KWS_CHANGES", "training.round=3")
-    with pytest.raises(ConfigError, match="rounds"):
-        session.apply_changes(tiny, made)
 
 
-def test_the_demos_model_and_preset_take_the_place_of_the_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = {"envoy": {"corpus": "synthetic"}}
-    tiny = preset("tiny")
-    monkeypatch.setenv("KWS_CHANGES", "training.seed=3")
-    monkeypatch.setenv("KWS_MODEL", "folder")
-    seeded = ["training.seed=3"]
-    assert session.apply_changes(tiny, shards) == changed(preset("superb_ks", "folder"), seeded)
-    monkeypatch.setenv("KWS_PRESET", "hf_finetune")
-    assert session.apply_changes(tiny, shards) == changed(preset("hf_finetune", "folder"), seeded)
-    monkeypatch.setenv("KWS_MODEL", "tiny")
-    monkeypatch.setenv("KWS_PRESET", "")
-    assert session.apply_changes(preset("hf_finetune"), shards).training.rounds == 10
-    monkeypatch.setenv("KWS_MODEL", "")
-    monkeypatch.setenv("KWS_CHANGES", "model.name=folder")
-    assert session.apply_changes(tiny, shards) == preset("superb_ks", "folder")
+def test_a_trial_for_each_seed_with_records_of_its_own(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "mine")
+    config = ExperimentConfig(training=Training(rounds=7, seed=3))
+    (only,) = session.trials(config, run)
+    assert (only.config, only.run) == (config, run)
+    first, second = session.trials(config, run, [5, 6])
+    assert [trial.config.training.seed for trial in (first, second)] == [5, 6]
+    assert first.run == run
+    assert second.run.folder.parent == run.folder
+    assert second.run.name == "mine-seed6", "which no other experiment of the director has"
+    first.run.add_metric(1, "envoy", "train", "loss", 1.0)
+    second.run.add_metric(1, "envoy", "train", "loss", 2.0)
+    assert [list(trial.run.metrics()["value"]) for trial in (first, second)] == [[1.0], [2.0]]
 
 
 def test_the_local_copy_is_the_sites_corpus(tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,22 @@ import pytest
 from answers import LABELS, answered, predictions
 
 from kws.metrics import METRICS, Metric
-from lab.records import Run
+from lab.records import Run, finished
 from lab.session import figures
 from lab.tables import (
     best_validation,
+    budget,
+    by_site,
+    compared,
     history,
+    rehearsed,
     results,
     rounds,
     shown_each_round,
     sites_of,
     validation_by_label,
+    work,
+    work_by_site,
 )
 from rules.scores import Score
 
@@ -109,6 +115,94 @@ def test_results_have_intervals_and_the_difference_to_each() -> None:
     assert differences["pooled"] == f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
     assert table.loc["federated", "worst speaker"] == f"{some.by_speaker()['federated'].min():.2f}"
     assert [name for name in results(summary, every=False).columns if name in METRICS] == list(SCORES)
+
+
+def cost(run: Run, number: int, site: str, steps: float, samples: float) -> None:
+    run.add_metrics(number, site, "train", {"steps": steps, "samples": samples})
+
+
+def test_the_budget_is_counted_in_what_was_recorded(run: Run) -> None:
+    for number in (1, 2):
+        cost(run, number, "north", steps=10, samples=80)
+        cost(run, number, "pooled", steps=13, samples=100)
+    cost(run, 1, "south", steps=3, samples=20)  # in the second round it was not there
+    cost(run, 1, "north alone", steps=5, samples=40)
+    cost(run, 1, "aggregator", steps=99, samples=999)  # the director's mean of the sites' counts is nobody's
+    spent = budget(run.metrics(), {"north": 80, "south": 20})
+    assert spent == {
+        "federated": {"rounds": 2, "steps": 20.0, "epochs": pytest.approx(1.8)},
+        "pooled": {"rounds": 2, "steps": 26.0, "epochs": pytest.approx(2.0)},
+        "north alone": {"rounds": 1, "steps": 5.0, "epochs": pytest.approx(0.5)},
+    }
+
+
+def test_results_say_how_much_each_was_trained_and_how_much_the_seed_decides() -> None:
+    some = predictions(np.random.default_rng(0))
+    seeds = {
+        str(seed): {"federated": {"accuracy": 0.8 + seed / 100}, "pooled": {"accuracy": 0.9}} for seed in (0, 1, 2)
+    }
+    spent = {"federated": {"rounds": 30, "steps": 2280.0, "epochs": 30.0}}
+    table = results(figures(some, "accuracy", []) | {"budget": spent, "seeds": seeds}, every=False)
+    assert table.loc["federated", "steps"] == "2,280"
+    assert table.loc["federated", "epochs"] == "30.0"
+    assert table.loc["pooled", "steps"] == ""
+    assert table["accuracy over 3 seeds"].to_dict() == {"federated": "0.810 ± 0.010", "pooled": "0.900 ± 0.000"}
+
+
+def test_what_a_round_cost_each_site(run: Run) -> None:
+    for number in (1, 2):
+        for site, seconds in (("north", 2.0), ("south", 4.0)):
+            values = {"seconds": seconds, "samples_per_second": 10 * number, "bytes_down": 3e6, "bytes_up": 2e6}
+            run.add_metrics(number, site, "train", values | {"update_norm": 1 / number})
+        run.add_metrics(number, "aggregator", "train", {"seconds": 3.0})
+    table = work(run.metrics())
+    assert list(table.columns) == ["seconds", "samples_per_second", "MB_down", "MB_up", "update_norm"]
+    assert table.loc[(2, "south")].tolist() == [4.0, 20.0, 3.0, 2.0, 0.5]
+    by_site = work_by_site(run.metrics())
+    assert list(by_site.index) == ["north", "south"]
+    assert by_site.loc["north"].to_dict() == {
+        "rounds": 2, "seconds": 4.0, "samples_per_second": 15.0, "MB_down": 6.0, "MB_up": 4.0,
+        "first_update_norm": 1.0, "last_update_norm": 0.5,
+    }  # fmt: skip
+    assert work_by_site(run.metrics()[:0]).empty
+
+
+def test_the_worst_site_comes_first(run: Run) -> None:
+    for site, loss, accuracy in (("north", 0.5, 0.9), ("south", 0.7, 0.8)):
+        run.add_metrics(2, site, "validate_global", {"loss": loss, "accuracy": accuracy})
+        run.add_metrics(2, site, "validate_local", {"loss": 1.0, "accuracy": 0.7})
+    table = by_site(run.metrics(), 2, "accuracy")
+    assert list(table.index) == ["south", "north"]
+    assert table.loc["south"].to_dict() == pytest.approx({"own": 0.7, "averaged": 0.8, "gain": 0.1})
+    losses = by_site(run.metrics(), 2, "loss")
+    assert list(losses.index) == ["south", "north"], "of a loss the largest is the worst"
+    assert losses.loc["north", "gain"] == pytest.approx(0.5)
+    assert by_site(run.metrics(), 9, "accuracy").isna().all(axis=None), "of a round that nobody has validated"
+
+
+def test_a_rehearsal_by_round(run: Run) -> None:
+    table = rehearsed(run.metrics())
+    assert list(table["north", "training loss"]) == [1.2, 2.2]
+    assert list(table["average", "accuracy"]) == [101, 201]
+    assert rehearsed(run.metrics()[:0]).empty
+
+
+def test_runs_side_by_side_show_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    some = predictions(np.random.default_rng(0))
+    for name, rate in (("one", 0.1), ("two", 0.2)):
+        each = Run.create(tmp_path, name)
+        config = {"best_metric": "accuracy", "training": {"learning_rate": rate, "rounds": 3}}
+        each.write_config(asked={}, config=config)
+        more = {"rounds": 3, "seconds": 12.4, "sites": ["north"], "corpus": "made"}
+        each.write_summary(**figures(some, "accuracy", []) | more)
+    Run.create(tmp_path, "unfinished").write_config(asked={}, config={})
+    runs = finished(tmp_path)
+    assert [each.name for each in runs] == ["two", "one"]
+    table = compared(runs)
+    assert list(table.columns) == ["test accuracy", "sites", "corpus", "rounds", "seconds", "training.learning_rate"]
+    assert table["training.learning_rate"].to_dict() == {"two": 0.2, "one": 0.1}
+    assert table.loc["one", "test accuracy"].startswith(f"{some.evaluations['federated'].accuracy:.2f} [")
+    assert "training.learning_rate" not in compared(runs[:1]).columns
 
 
 def test_results_where_there_was_nothing_to_test_on() -> None:

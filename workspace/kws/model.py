@@ -77,10 +77,39 @@ def save_pretrained(model: Classifier, folder: Path) -> None:
     """Write the model so that `AutoModelForAudioClassification` and `pipeline("audio-classification")` load it.
 
     What LoRA has trained is put into the weights that it was added to (`save_adapter` writes it alone). With a head of
-    ours the code of the head lies beside the weights, and both need `trust_remote_code=True`.
+    ours the code of the head lies beside the weights, and both need `trust_remote_code=True`. README.md says how the
+    model is loaded, and what happens otherwise.
     """
     model.network.save_pretrained(folder, state_dict=merged_state(model.network))
     model.extractor.save_pretrained(folder)
+    (folder / "README.md").write_text(_card(model), encoding="utf-8")
+
+
+def _card(model: Classifier) -> str:
+    """What one who finds the folder has to know, in the form of the hub's model cards."""
+    ours = getattr(model.network.config, "head", None)
+    argument = ", trust_remote_code=True" if ours else ""
+    warning = f"""
+**With `trust_remote_code=True` only.** The head ({ours}) is not one of the library's; its code is `heads.py` in this
+folder, some hundred lines. Without the argument the library says at most that some weights are MISSING, puts a new head
+in their place, and answers at random.
+"""
+    return f"""---
+library_name: transformers
+pipeline_tag: audio-classification
+---
+
+# A keyword spotter, trained by a federation
+
+It hears clips at {model.extractor.sampling_rate} Hz and answers one of: {", ".join(model.labels)}.
+{warning if ours else ""}
+```python
+from transformers import pipeline
+
+spotter = pipeline("audio-classification", model="THIS FOLDER"{argument})
+spotter({{"raw": waveform, "sampling_rate": {model.extractor.sampling_rate}}})  # waveform: float32, in [-1, 1]
+```
+"""
 
 
 def _check_masks(recipe: ModelRecipe, network: object, form: ClipFormat) -> None:

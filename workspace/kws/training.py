@@ -63,7 +63,8 @@ def train_round(
 
     Returns:
         Means over the round, measured while training: `loss`, the cross-entropy (nats) that validation measures too;
-        `objective`, what was made small: the same with label smoothing and class weights; and `accuracy`.
+        `objective`, what was made small: the same with label smoothing and class weights; and `accuracy`. How much
+        it was: `steps`, and `samples`, the clips that were heard.
 
     Raises:
         TrainingError: the loss or a gradient is not a finite number.
@@ -95,7 +96,8 @@ def train_round(
     if not math.isfinite(torch.nn.utils.get_total_norm(trained).item()):
         refuse_broken([torch.full((2,), math.nan)], last - 1, total, training)
     loss, objective, weight, right, count = sums.tolist()
-    return {"loss": loss / count, "objective": objective / weight, "accuracy": right / count}
+    means = {"loss": loss / count, "objective": objective / weight, "accuracy": right / count}
+    return means | {"steps": float(in_round), "samples": count}
 
 
 def add_gradients(

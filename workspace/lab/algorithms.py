@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from kws.config import Algorithm, ConfigError
+from kws.config import Algorithm, ConfigError, ExperimentConfig
 from rules.contract import Rule
 from rules.registry import build, kind_of
+from rules.sampling import Sampling
 
 
 def described_rule(algorithm: Algorithm) -> dict[str, Any]:
@@ -30,6 +31,18 @@ def rule_of(algorithm: Algorithm) -> Rule:
             line.replace("rule.", "algorithm.", 1) if line.startswith("rule.") else line for line in text.split("\n")
         ]
         raise ConfigError("\n".join(lines)) from None
+
+
+def sampling_of(config: ExperimentConfig) -> Sampling | None:
+    """Which sites a round asks, by the experiment's seed; None: all.
+
+    >>> sampling_of(ExperimentConfig(algorithm=Algorithm(sites_per_round=3)))
+    Sampling(sites=3, seed=0)
+    """
+    wanted = config.algorithm.sites_per_round
+    if wanted is None:
+        return None
+    return Sampling(int(wanted) if wanted >= 1 else wanted, config.training.seed)
 
 
 def check_numbers(algorithm: Algorithm) -> None:

@@ -1,8 +1,15 @@
 """What the federation is compared with: all data in one place, and each site alone.
 
-As in the federation, the model of every round is validated on the validation speakers of all sites, and the best one by
-`best_metric` is the baseline; of equals the last. As many epochs, and the same test set; an epoch of all data in one
-place has as many steps as one of all sites together.
+As in the federation, the model of every round is validated on the validation speakers of all sites, and the best one
+by `best_metric` is the baseline; of equals the last. The test set is the same, and so are the rounds. How much is
+trained in a round is one of two things that cannot both be equal, since sites work side by side:
+
+- "epochs": a baseline hears its clips as often as its sites do in the federation. Two equal sites of 100 steps are then
+  compared with 200 steps one after the other in one place.
+- "steps": every baseline takes as many steps, one after the other, as the site with the most.
+
+By default it is what the experiment itself is counted in: steps with `training.local_steps`, else epochs. What was
+trained is in the metric lines (`steps`, `samples`), from which the results table has it.
 
 These need the sites' recordings in one place, so they exist only for a public or synthetic corpus that the experimenter
 has too.
@@ -19,14 +26,14 @@ from multiprocessing.connection import wait
 
 import torch
 
-from kws.caching import heard_by
-from kws.config import Algorithm, ExperimentConfig
-from kws.metrics import METRICS, Evaluation
-from kws.model import build_model, load_weights
-from kws.training import evaluate
+from kws.config import Algorithm, ExperimentConfig, Training
+from kws.metrics import Evaluation
+from kws.training import evaluate, steps_in_round
+from lab.asked import BASELINES
 from lab.joined import Joined
 from lab.records import Run
-from lab.simulation import Weights, federated_averaging
+from lab.selection import Selection
+from lab.simulation import federated_averaging
 from lab.tables import POOLED, alone
 from shard_descriptors.clips.clip_set import ClipSet
 from shard_descriptors.utterances import Utterance
@@ -49,9 +56,11 @@ def train_baselines(
     validation: ClipSet,
     test: ClipSet,
     run: Run,
-    cores: int,
+    cores: int | None = None,
+    which: Sequence[str] = BASELINES,
+    budget: str | None = None,
 ) -> dict[str, Evaluation]:
-    """Train the pooled model and every site's own, side by side on `cores` cores.
+    """Train the pooled model and every site's own, side by side on `cores` cores; on a GPU one after the other.
 
     Args:
         config: the experiment of the federation.
@@ -59,43 +68,64 @@ def train_baselines(
         validation: clips by which the best round is chosen: those of all sites.
         test: clips to evaluate the best models on.
         run: gets a metrics line for every round.
-        cores: cores to share; each training gets as many threads as there are cores for it.
+        cores: cores to share, None: all; each training gets as many threads as there are cores for it.
+        which: "pooled", "alone", both or none.
+        budget: "epochs" or "steps", as above; None: what the experiment is counted in.
 
     Returns:
         The evaluation of each baseline's best model on the test utterances, by its name.
     """
-    jobs = [Baseline(POOLED, tuple(map(tuple, shards.values())))]
-    jobs += [Baseline(alone(site), (tuple(own),)) for site, own in shards.items()]
-    workers = min(cores, len(jobs))
+    jobs = [Baseline(POOLED, tuple(map(tuple, shards.values())))] if "pooled" in which else []
+    jobs += [Baseline(alone(site), (tuple(own),)) for site, own in shards.items() if "alone" in which]
+    if not jobs:
+        return {}
+    cores = cores or os.cpu_count() or 1
+    workers = workers_for(len(jobs), cores, torch.cuda.is_available())
+    sizes = [len(own) for own in shards.values()]
     context = multiprocessing.get_context("spawn")
     with (
         _environment(OMP_NUM_THREADS=str(cores // workers), OMP_WAIT_POLICY="PASSIVE"),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool,
     ):
-        results = {job.name: pool.submit(_train, config, job, validation, test, run) for job in jobs}
+        results = {
+            job.name: pool.submit(_train, with_budget(config, job, sizes, budget), job, validation, test, run)
+            for job in jobs
+        }
         return {name: result.result() for name, result in results.items()}
+
+
+def workers_for(jobs: int, cores: int, gpu: bool) -> int:
+    """How many train at a time: on a GPU one, which has its memory and its speed to itself."""
+    return 1 if gpu else min(cores, jobs)
+
+
+def with_budget(
+    config: ExperimentConfig, job: Baseline, sizes: Sequence[int], budget: str | None = None
+) -> ExperimentConfig:
+    """The experiment with as much training in a round as a baseline is to have.
+
+    sizes: how many training clips each site of the federation has. budget: see above.
+    """
+    training = config.training
+    if (budget or ("steps" if training.local_steps else "epochs")) == "steps":
+        steps = max(steps_in_round(training, size) for size in sizes)
+    elif training.local_steps:
+        steps = training.local_steps * len(job.sites)
+    else:
+        return config
+    longer: Training = replace(training, local_steps=steps)
+    return replace(config, training=longer)
 
 
 def _train(config: ExperimentConfig, job: Baseline, validation: ClipSet, test: ClipSet, run: Run) -> Evaluation:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(config.model, config.training.seed, test.format).to(torch.device(device))
-    heard = heard_by(model, validation, config.training)
-    best: tuple[float, Weights] | None = None
-
-    def choose(done: int, weights: Weights) -> None:
-        nonlocal best
-        load_weights(model, weights)
-        scores = evaluate(model, heard, config.training).scalars()
-        run.add_metrics(done, job.name, "validate", scores)
-        if best is None or METRICS[config.best_metric].better(scores[config.best_metric], best[0]):
-            best = scores[config.best_metric], weights
-
     config = replace(config, algorithm=Algorithm())  # there is nobody to come together with
+    chosen = Selection(
+        config, validation, device, lambda done, scores: run.add_metrics(done, job.name, "validate", scores)
+    )
     clips = Joined([ClipSet(own, test.format) for own in job.sites])
-    federated_averaging(config, {job.name: clips}, run.add_metrics, device, after_round=choose)
-    assert best is not None
-    load_weights(model, best[1])
-    return evaluate(model, test, config.training)
+    federated_averaging(config, {job.name: clips}, run.add_metrics, device, after_round=chosen)
+    return evaluate(chosen.best_model(), test, config.training)
 
 
 def _leave_with_parent() -> None:

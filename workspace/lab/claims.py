@@ -1,13 +1,13 @@
 """What may be said of the test utterances: counted, before it is printed."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from shard_descriptors.clips.audio import AudioError, read_clip
-from shard_descriptors.corpus import ClipFormat, Corpus
+from shard_descriptors.corpus import Corpus
 from shard_descriptors.labels import SILENCE
 from shard_descriptors.utterances import Utterance
 
@@ -54,34 +54,43 @@ class Overlap:
         return asdict(self)
 
 
-def count_overlap(corpus: Corpus) -> Overlap:
-    """Count speakers that are in two splits, and recordings that are there twice; decodes every clip once."""
+def count_overlap(corpus: Corpus, sounds: Sequence[bytes | None] | None = None) -> Overlap:
+    """Count speakers that are in two splits, and recordings that are there twice.
+
+    sounds: what `sounds_of` gives, where it is there already.
+    """
     parts: dict[str, list[Utterance]] = {"train": [], "validation": [], "test": []}
     for utterance in corpus.utterances:
         parts[utterance.split].append(utterance)
     speakers = {split: {u.speaker for u in rows} - {None} for split, rows in parts.items()}
-    known = set(_digests([*parts["train"], *parts["validation"]], corpus.format))
+    heard = list(zip(corpus.utterances, sounds or sounds_of(corpus), strict=True))
+    known = {sound for utterance, sound in heard if utterance.split != "test"} - {None, b""}
     return Overlap(
         len(speakers["test"]),
         len(speakers["test"] & speakers["train"]),
         len(speakers["test"] & speakers["validation"]),
         sum(u.speaker is None and u.label != SILENCE for u in [*parts["train"], *parts["test"]]),
         len(parts["test"]),
-        sum(digest in known for digest in _digests(parts["test"], corpus.format)),
+        sum(sound in known for utterance, sound in heard if utterance.split == "test"),
     )
 
 
-def _digests(utterances: Iterable[Utterance], form: ClipFormat) -> Iterator[bytes]:
-    """Of the samples of each clip that can be read and is not all zeros."""
-    for utterance in utterances:
-        length = utterance.num_samples or form.num_samples
-        try:
-            clip = read_clip(utterance.path, utterance.start, length, form.sample_rate, utterance.row)
-        except AudioError:  # who trains or tests on it is told; it is no other's equal
-            continue
-        sound = np.trim_zeros(clip, "b")  # what a shorter recording was padded with
-        if len(sound):
-            yield hashlib.blake2b(sound.tobytes(), digest_size=16).digest()
+def sounds_of(corpus: Corpus) -> tuple[bytes | None, ...]:
+    """A digest of the samples of every utterance; b"" of digital silence, None of what cannot be read.
+
+    Decodes every clip. What a short recording was padded with does not count.
+    """
+    return tuple(_sound(utterance, corpus) for utterance in corpus.utterances)
+
+
+def _sound(utterance: Utterance, corpus: Corpus) -> bytes | None:
+    length = utterance.num_samples or corpus.format.num_samples
+    try:
+        clip = read_clip(utterance.path, utterance.start, length, corpus.format.sample_rate, utterance.row)
+    except AudioError:  # who trains or tests on it is told; it is no other's equal
+        return None
+    sound = np.trim_zeros(clip, "b")
+    return hashlib.blake2b(sound.tobytes(), digest_size=16).digest() if len(sound) else b""
 
 
 def _counted(number: int, what: str) -> str:

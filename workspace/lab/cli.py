@@ -15,8 +15,24 @@ def demo(
         list[str] | None, typer.Option(help="A changed value of the experiment, e.g. training.rounds=5; repeatable.")
     ] = None,
     baselines: Annotated[
-        bool, typer.Option(help="Also train on pooled data and at each site alone.", envvar="BASELINES")
-    ] = True,
+        str,
+        typer.Option(
+            help="What to compare with: pooled, alone, or both (pooled,alone; 1); 0: nothing.", envvar="BASELINES"
+        ),
+    ] = "1",
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="The same as --baselines 0.")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="How much a baseline is trained: as many epochs as the sites, or as many steps as one of them.",
+            show_default="epochs; steps with training.local_steps",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str,
+        typer.Option(help="Seeds, 0,1,2 say: an experiment each; mean and spread.", show_default="the experiment's"),
+    ] = "",
+    simulate: Annotated[int, typer.Option(help="Rounds to simulate first, in the notebook's process.")] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the time.")] = None,
     model: Annotated[
         str | None,
@@ -32,6 +48,7 @@ def demo(
     ] = None,
 ) -> None:
     """Run a whole federation on this machine: director, two envoys, notebook, trained model."""
+    from lab.asked import Asked, names_of, numbers_of
     from lab.demo import run_demo
     from lab.presets import asked_for
 
@@ -39,7 +56,29 @@ def demo(
         if model and (folder := Path(model).expanduser()).is_dir():
             model = str(folder.resolve())  # the sites start in folders of their own
         asked_for(preset, model, change or [])
-        status = run_demo(change or [], baselines, name, model, preset)
+        compared = () if no_baselines else names_of(baselines)
+        asked = Asked(preset, model, change or (), compared, budget, numbers_of(seeds), simulate)
+        status = run_demo(asked, name)
+    except (ValueError, OSError) as error:
+        typer.echo(f"kws: {error}", err=True)
+        status = 2
+    raise typer.Exit(status)
+
+
+@app.command()
+def run(
+    record: Annotated[Path, typer.Argument(help="The config.json of a run, runs/NAME/config.json.", dir_okay=False)],
+    name: Annotated[str | None, typer.Option(help="Name of the new run; default: the time.")] = None,
+) -> None:
+    """Run again what a run has recorded: the same sites, data and settings; says what is different here."""
+    from lab.demo import run_demo
+    from lab.rerun import repeat
+
+    try:
+        again = repeat(record)
+        typer.echo(f"repeats     {record.resolve()}")
+        typer.echo("different   " + ("\n            ".join(again.different) or "nothing that the record knows of"))
+        status = run_demo(again.asked, name, again.sites, again.data_path)
     except (ValueError, OSError) as error:
         typer.echo(f"kws: {error}", err=True)
         status = 2

@@ -7,7 +7,7 @@ likewise, clip by clip. (Efron and Tibshirani 1993, chapter 8; over speakers, an
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +102,18 @@ def compare(predictions: Predictions, resamples: int = RESAMPLES, seed: int = 0)
         },
         drawn,
     )
+
+
+def difference(one: Predictions, other: Predictions, metric: str, resamples: int = RESAMPLES) -> Interval:
+    """What the federated model of one run has more of a metric than that of another, with its 95 % interval.
+
+    Raises:
+        ValueError: they were not tested on the same utterances.
+    """
+    if (one.names, one.labels) != (other.names, other.labels):
+        raise ValueError("the two runs were tested on different utterances, so their figures do not compare")
+    both = replace(one, evaluations={FEDERATED: one.evaluations[FEDERATED], "other": other.evaluations[FEDERATED]})
+    return compare(both, resamples).differences["other"][metric]
 
 
 def _sampled(

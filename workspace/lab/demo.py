@@ -12,12 +12,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import HOUSE, tables
+from lab.asked import Asked
 from lab.records import Run, follow
 from shard_descriptors.sources.registry import resolve_corpus
 from shard_descriptors.sources.speech_commands import load
@@ -104,27 +105,29 @@ class Services:
         return (self.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
 
+Commands = Callable[[Path], Mapping[str, Sequence[str]]]
+"""By site, the command of its envoy; given a folder for its settings, which is gone when the demo is over."""
+
+
+def of_this_folder(_: Path) -> Mapping[str, Sequence[str]]:
+    """The two sites of this workspace."""
+    return {site: [str(HOUSE / site / "start_envoy.sh")] for site in SITES}
+
+
 def run_demo(
-    changes: Sequence[str],
-    baselines: bool,
-    name: str | None = None,
-    model: str | None = None,
-    preset: str | None = None,
+    asked: Asked, name: str | None = None, sites: Commands = of_this_folder, data_path: str | None = None
 ) -> int:
-    """Run the main job; the exit status for the shell."""
+    """Run the main job; the exit status for the shell.
+
+    sites: how the envoys are started. data_path: where the corpus lies; None: as DATA says, else synthetic speech.
+    """
     started = time.monotonic()
-    data = resolve_corpus()
+    data = resolve_corpus(data_path)
     load(data)  # a corpus that cannot be used is an error now, not in three logs
     run = Run.create(HOUSE / "runs", name)
     print(f"corpus      {data}\nrun         {run.folder}", flush=True)
     try:
-        asked = {
-            "KWS_CHANGES": "\n".join(changes),
-            "KWS_MODEL": model or "",
-            "KWS_PRESET": preset or "",
-            "KWS_BASELINES": "1" if baselines else "0",
-        }
-        asyncio.run(_until_stopped(run, data, asked))
+        asyncio.run(_until_stopped(run, data, asked, sites))
     except DemoError as error:
         print(f"\nThe demo failed. {error}\n\nAll logs: {run.folder / 'logs'}", file=sys.stderr)
         return 1
@@ -135,24 +138,27 @@ def run_demo(
     return 0
 
 
-async def _until_stopped(run: Run, data: Path, asked: Mapping[str, str]) -> None:
+async def _until_stopped(run: Run, data: Path, asked: Asked, sites: Commands) -> None:
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    async with _federation(run, data, asked) as services:
-        progress = asyncio.create_task(_show_progress(run))
+    async with _federation(run, data, asked, sites) as services:
+        progress = [
+            asyncio.create_task(_show_progress(own, label)) for label, own in labelled(run, asked.seeds).items()
+        ]
         try:
             result = str(run.folder / NOTEBOOK.name)
             await services.start(KERNEL, sys.executable, "-m", "lab.notebook", str(NOTEBOOK), result)
             await services.first_to_end(KERNEL)
             await asyncio.sleep(0.5)  # the last lines of progress
         finally:
-            progress.cancel()
+            for each in progress:
+                each.cancel()
 
 
 @asynccontextmanager
-async def _federation(run: Run, data: Path, asked: Mapping[str, str]) -> AsyncIterator[Services]:
+async def _federation(run: Run, data: Path, asked: Asked, sites: Commands) -> AsyncIterator[Services]:
     """Director and envoys on loopback and a free port; stopped at the end, however it comes.
 
     asked: what the notebook is told by its environment.
@@ -162,7 +168,7 @@ async def _federation(run: Run, data: Path, asked: Mapping[str, str]) -> AsyncIt
         folder.mkdir()
     environment = (
         os.environ
-        | asked
+        | asked.to_environment()
         | {
             "DATA": str(data),
             "TMPDIR": str(scratch),
@@ -177,16 +183,25 @@ async def _federation(run: Run, data: Path, asked: Mapping[str, str]) -> AsyncIt
         )
         port = await services.wait_for_line("director", r"listening on .*:(\d+)")
         environment["KWS_DIRECTOR"] = f"localhost:{port}"
-        for site in SITES:
-            await services.start(site, str(HOUSE / site / "start_envoy.sh"), "--director-port", port)
-        print(f"federation  director on localhost:{port}, sites {', '.join(SITES)}\n", flush=True)
+        commands = sites(scratch)
+        for site, command in commands.items():
+            await services.start(site, *command, "--director-port", port)
+        print(f"federation  director on localhost:{port}, sites {', '.join(commands)}\n", flush=True)
         yield services
     finally:
         await services.stop()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-async def _show_progress(run: Run) -> None:
+def labelled(run: Run, seeds: Sequence[int]) -> dict[str, Run]:
+    """Where each seed is recorded (`lab.session.trials`), by how its lines begin; of a single one with nothing."""
+    if len(seeds) < 2:
+        return {"": run}
+    first, *others = seeds
+    return {f"seed {first}  ": run} | {f"seed {seed}  ": run.of_seed(seed) for seed in others}
+
+
+async def _show_progress(run: Run, label: str = "") -> None:
     """Print a line for every round, site and task, with its metrics."""
     run.metrics_path.touch()
     lines = follow(run.metrics_path)
@@ -197,14 +212,14 @@ async def _show_progress(run: Run) -> None:
             continue
         key = (line["round"], line["site"], line["task"])
         if line["metric"] == "took_part" and not line["value"]:
-            print(f"round {key[0]:3d}  {key[1]:<16} left out", flush=True)
+            print(f"{label}round {key[0]:3d}  {key[1]:<16} left out", flush=True)
         values = shown.setdefault(key, {})
         values[line["metric"]] = line["value"]
         expected = ["loss", "accuracy"] if line["task"] == "train" else tables.shown_each_round()
         complete = line["metric"] in expected and values.keys() >= set(expected)
         if complete and (line["site"] != tables.GLOBAL or line["task"] == "validate_global"):
             scores = "  ".join(f"{metric} {values[metric]:.3f}" for metric in expected)
-            print(f"round {key[0]:3d}  {key[1]:<16} {key[2]:<16} {scores}", flush=True)
+            print(f"{label}round {key[0]:3d}  {key[1]:<16} {key[2]:<16} {scores}", flush=True)
 
 
 def _show_results(run: Run, seconds: float) -> None:
@@ -214,6 +229,9 @@ def _show_results(run: Run, seconds: float) -> None:
     print(f"\nFinal models on {summary['test_utterances']} test utterances of {summary['test_of']}")
     print(f"(in brackets: 95 % intervals over {summary['drawn']})\n")
     print(tables.results(summary, every=False).to_string())
+    if summary["work"]:
+        print("\nWhat it cost each site\n")
+        print(tables.work_by_site(run.metrics()).to_string(float_format="{:.3g}".format))
     print(f"\ncorpus      {summary['corpus']}{' (synthetic speech)' if summary['corpus'] == 'synthetic' else ''}")
     print(f"time        {seconds / 60:.1f} min")
     for name, path in (

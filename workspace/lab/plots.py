@@ -1,6 +1,7 @@
 """What people would rather look at than read: curves, confusion, comparison, speakers, calibration."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from matplotlib.ticker import MaxNLocator
 from kws.metrics import METRICS, Evaluation
 from lab.comparison import Comparison
 from lab.predictions import FEDERATED, Predictions
-from lab.tables import GLOBAL, POOLED, history, sites_of
+from lab.sounds import HOP_SECONDS, mel_spectrogram
+from lab.tables import GLOBAL, POOLED, history, sites_of, validation
+from shard_descriptors.clips.clip_set import ClipSet
 
 MANY = 11
 """With more sites than this, curves show the sites' median and range instead of each site."""
 OWN, AVERAGED = "tab:orange", "tab:blue"
+STYLES = ("-", "--", ":")
+COLOURS = {FEDERATED: AVERAGED, POOLED: OWN}
 
 
 def curves(metrics: pd.DataFrame, metric: str = "accuracy") -> Figure:
@@ -27,7 +32,7 @@ def curves(metrics: pd.DataFrame, metric: str = "accuracy") -> Figure:
     The first panel has each site's training loss (its own model, on its training clips as they are changed) and the
     averaged model's validation loss at all sites: both are plain cross-entropy.
     """
-    sites = sites_of(metrics)
+    sites = sorted(sites_of(metrics), key=_by_number)
     shown = {site: [site] for site in sites} if len(sites) <= MANY else {f"{len(sites)} sites": sites}
     figure, places = _panels(1 + len(shown))
     _losses(places[0], metrics, sites)
@@ -49,6 +54,85 @@ def curves(metrics: pd.DataFrame, metric: str = "accuracy") -> Figure:
     return figure
 
 
+def learning(trials: Sequence[pd.DataFrame], metric: str = "accuracy") -> Figure:
+    """By round, the averaged model and each baseline on the validation speakers of all sites.
+
+    trials: the metric lines of each seed. Of several, the line is their mean and the band their range. The federated
+    and the pooled model have colours; what sites would have alone is grey.
+    """
+    names = dict.fromkeys(name for lines in trials for name in _validated(lines))
+    figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    own = [name for name in names if name not in COLOURS]
+    for place, name in enumerate(sorted(own, key=_by_number)):
+        few = len(own) <= len(STYLES)
+        label = name if few else "each site alone" if place == 0 else None
+        curves_ = [validation(lines, name, metric) for lines in trials]
+        _band(axes, curves_, label=label, color="darkgrey", linestyle=STYLES[place] if few else "-", linewidth=1)
+    for name in (POOLED, FEDERATED):
+        curves_ = [validation(lines, name, metric) for lines in trials if name in names]
+        _band(axes, curves_, label=name, color=COLOURS[name], marker=".")
+    return _by_round(figure, axes, metric, len(trials))
+
+
+def runs(compared: Mapping[str, pd.DataFrame], metric: str = "accuracy") -> Figure:
+    """By round, the averaged model of each of these runs (by name, their metric lines) on its validation speakers."""
+    figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    for place, (name, lines) in enumerate(compared.items()):
+        _band(axes, [validation(lines, FEDERATED, metric)], label=name, color=f"C{place % 10}", marker=".")
+    return _by_round(figure, axes, metric, 1)
+
+
+def _validated(lines: pd.DataFrame) -> list[str]:
+    """The models of which there is a validation on all sites' speakers: baselines by name, the average as federated."""
+    return [FEDERATED, *lines["site"][lines["task"] == "validate"].unique()]
+
+
+def _band(axes: Axes, curves_: Sequence[pd.Series], **style: Any) -> None:
+    """The mean of some curves, and their range."""
+    table = pd.concat(curves_, axis=1).dropna(how="all").sort_index() if curves_ else pd.DataFrame()
+    if table.empty:
+        return
+    if table.shape[1] > 1:
+        reach = table.min(axis=1), table.max(axis=1)
+        axes.fill_between(table.index, *reach, color=style["color"], alpha=0.2, linewidth=0)
+    axes.plot(table.index, table.mean(axis=1), **style)
+
+
+def _by_number(name: str) -> list[Any]:
+    """Sort key for which site_2 comes before site_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _by_round(figure: Figure, axes: Axes, metric: str, seeds: int) -> Figure:
+    axes.set_xlabel("round" if seeds == 1 else f"round; mean and range of {seeds} seeds")
+    axes.set_ylabel(f"validation {METRICS[metric].title}")
+    axes.set_ylim(0, 1.0 if metric != "loss" else None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def sounds(clips: ClipSet, numbers: Sequence[int]) -> Figure:
+    """Each of these clips as a waveform, and below it its mel spectrogram (`lab.sounds.mel_spectrogram`)."""
+    from librosa.display import specshow
+
+    rate = clips.format.sample_rate
+    figure = plt.figure(figsize=(2.4 * max(len(numbers), 1), 3.6), layout="constrained")
+    for place, (number, waveform) in enumerate(zip(numbers, clips.read(numbers), strict=True)):
+        above = figure.add_subplot(2, len(numbers), place + 1)
+        above.plot(np.arange(len(waveform)) / rate, waveform, linewidth=0.5, color=AVERAGED)
+        above.set(ylim=(-1, 1), xlim=(0, len(waveform) / rate), title=clips.utterances[number].label)
+        below = figure.add_subplot(2, len(numbers), len(numbers) + place + 1)
+        hop = round(HOP_SECONDS * rate)
+        specshow(mel_spectrogram(waveform, rate), sr=rate, hop_length=hop, x_axis="s", y_axis="mel", vmin=-60, ax=below)
+        below.set(xlabel="seconds", ylabel="" if place else "Hz (mel scale)")
+        for axes in (above, below):
+            axes.tick_params(labelsize=7, labelleft=place == 0)
+    return figure
+
+
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     """So many panels, at most four in a row."""
     columns = min(count, 4)
@@ -61,7 +145,7 @@ def _losses(place: Axes, metrics: pd.DataFrame, sites: Sequence[str]) -> None:
     trained = history(metrics, "train", "loss").reindex(columns=sites)
     if len(sites) <= MANY:
         for site in sites:
-            place.plot(trained.index, trained[site], color=OWN, marker=".", linewidth=1, alpha=0.6)
+            place.plot(trained.index, trained[site], color=OWN, linewidth=1, alpha=0.6)
     else:
         _line(place, trained, color=OWN, marker=".", linewidth=1)
     validated = history(metrics, "validate_global", "loss").reindex(columns=[GLOBAL])
@@ -132,11 +216,10 @@ def speakers(predictions: Predictions, metric: str = "accuracy") -> Figure:
     """
     table = predictions.by_speaker(metric)
     figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-    colours = {FEDERATED: AVERAGED, POOLED: OWN}
     for model in predictions.evaluations:
         style: dict[str, Any] = {"color": "silver", "markersize": 4, "zorder": 2}
-        if model in colours:
-            style = {"color": colours[model], "markersize": 6 if model == FEDERATED else 4, "zorder": 3}
+        if model in COLOURS:
+            style = {"color": COLOURS[model], "markersize": 6 if model == FEDERATED else 4, "zorder": 3}
         axes.plot(range(1, len(table) + 1), table[model], marker="o", linestyle="", label=model, **style)
     axes.set(xlabel=f"{len(table)} test speakers", ylabel=METRICS[metric].title)
     if metric != "loss":

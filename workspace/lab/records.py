@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import soundfile
 
 COLUMNS = ["round", "site", "task", "metric", "value"]
-PACKAGES = ("openfl", "torch", "transformers", "datasets", "librosa", "numpy", "scikit-learn")
+PACKAGES = (
+    *("openfl", "torch", "transformers", "peft", "safetensors", "numpy", "scipy", "scikit-learn", "pandas"),
+    *("soundfile", "soxr", "datasets", "pyarrow", "librosa", "espeakng-loader", "flwr-datasets"),
+)
+"""What computes, and what decodes, makes and deals recordings."""
 
 
 class _MetricLines:
@@ -90,9 +95,29 @@ class Run:
         """The figures of the finished run."""
         return self.folder / "summary.json"
 
+    @property
+    def config_path(self) -> Path:
+        """What decides the result; `kws run` repeats it."""
+        return self.folder / "config.json"
+
     def write_config(self, **values: Any) -> None:
-        """Save what the run was asked to do, with the versions it ran on."""
+        """Save what the run was asked to do (see `lab.provenance`), with the versions that it ran on."""
         self._write("config.json", values | {"versions": versions()})
+
+    def config(self) -> dict[str, Any]:
+        """What the run was asked to do."""
+        loaded: dict[str, Any] = json.loads(self.config_path.read_text(encoding="utf-8"))
+        return loaded
+
+    def of_seed(self, seed: int) -> "Run":
+        """The records of the same experiment with another seed: a folder in this one."""
+        return self.within(f"{self.name}-seed{seed}")
+
+    def within(self, name: str) -> "Run":
+        """Records that belong to this run: a folder in its own."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        return Run(folder)
 
     def add_metric(self, round_number: int, site: str, task: str, metric: str, value: float) -> None:
         """Append one line; several processes may append to one run."""
@@ -133,7 +158,14 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return found | {"libsndfile": soundfile.__libsndfile_version__}
+
+
+def finished(root: Path) -> list[Run]:
+    """The runs in a folder that have a summary and a record of what they did, the newest first."""
+    paths = sorted(root.glob("*/summary.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = [Run(path.parent) for path in paths if not path.parent.is_symlink()]
+    return [run for run in runs if run.config_path.is_file() and "asked" in run.config()]
 
 
 def follow(path: Path) -> Iterator[dict[str, Any]]:

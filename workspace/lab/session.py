@@ -1,7 +1,9 @@
-"""What the notebook calls that is neither training nor plotting: the run, its own copy of the corpus, listening."""
+"""What the notebook calls that is neither training nor plotting: the run, its own copy of the corpus, the results."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,11 @@ import pandas as pd
 
 from kws.config import ExperimentConfig
 from kws.metrics import Evaluation
-from lab import HOUSE, tables
-from lab.changes import changed
+from lab import HOUSE, comparison, sounds, tables
+from lab.asked import seeded
 from lab.claims import Overlap
 from lab.comparison import Comparison, compare
 from lab.predictions import FEDERATED, Predictions
-from lab.presets import asked_for, preset
 from lab.records import Run
 from lab.tables import POOLED, alone
 from shard_descriptors.clips.clip_set import ClipSet
@@ -24,24 +25,7 @@ from shard_descriptors.partition.contract import Assignment, assign, digest, sha
 from shard_descriptors.partition.own import Own
 from shard_descriptors.partition.schemes import scheme_of
 from shard_descriptors.sources.registry import open_corpus
-from shard_descriptors.sources.speech_commands import SYNTHETIC
 from shard_descriptors.utterances import Utterance
-
-
-def apply_changes(config: ExperimentConfig, shards: Mapping[str, Mapping[str, Any]]) -> ExperimentConfig:
-    """The experiment that `kws demo` was asked for, or this one, with the changes that it was given.
-
-    The environment's KWS_PRESET and KWS_MODEL name the former, KWS_CHANGES has the latter, one in a line. The preset
-    "tiny" trains for ten rounds where the sites hold synthetic speech: it is easy, people are not.
-    """
-    name, model, lines = (os.environ.get(each, "") for each in ("KWS_PRESET", "KWS_MODEL", "KWS_CHANGES"))
-    changes = [line for line in lines.splitlines() if line]
-    names = [change for change in changes if change.startswith("model.name")]
-    if name or model or names:
-        config = asked_for(name or None, model or None, names)
-    if config == preset("tiny") and next(iter(shards.values()))["corpus"] == SYNTHETIC:
-        changes = ["training.rounds=10", *changes]
-    return changed(config, changes)
 
 
 def start_run() -> Run:
@@ -50,9 +34,23 @@ def start_run() -> Run:
     return Run(Path(given)) if given else Run.create(HOUSE / "runs")
 
 
-def with_baselines() -> bool:
-    """Whether to train the baselines too: yes, unless the environment's KWS_BASELINES is 0."""
-    return os.environ.get("KWS_BASELINES", "1") != "0"
+@dataclass
+class Trial:
+    """An experiment with one seed: its configuration and records, how long it took, and its models' answers.
+
+    evaluations: by model, "federated" and the baselines, on the test utterances.
+    """
+
+    config: ExperimentConfig
+    run: Run
+    seconds: float = math.nan
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+
+
+def trials(config: ExperimentConfig, run: Run, seeds: Sequence[int] = ()) -> list[Trial]:
+    """One for each seed; the first is recorded in the run itself, the others in folders of it. None: the config's."""
+    first, *others = seeds or (config.training.seed,)
+    return [Trial(seeded(config, first), run)] + [Trial(seeded(config, seed), run.of_seed(seed)) for seed in others]
 
 
 def clip_format(shards: Mapping[str, Mapping[str, Any]]) -> ClipFormat:
@@ -119,15 +117,21 @@ def finish(
     seconds: float,
     predictions: Predictions | None = None,
     overlap: Overlap | None = None,
+    trials: Sequence[Trial] = (),
 ) -> pd.DataFrame:
-    """Write the run's summary, keep the predictions that it is made of, and show the results.
+    """Write the run's summary, keep the predictions that it is made of, and show the results; again when more is known.
 
     Args:
         seconds: how long the federation took, from submission to its end.
         predictions: of the test utterances: "federated", and the baselines that were trained; None where there is
             nothing to test on.
         overlap: how new the test utterances are to the sites.
+        trials: of several seeds, all of them.
     """
+    metrics = run.metrics()
+    best = tables.best_validation(metrics, config.best_metric)
+    sites = tables.by_site(metrics, int(best["round"]), config.best_metric) if best else pd.DataFrame()
+    sizes = {site: shard["utterances"]["train"] for site, shard in shards.items() if "utterances" in shard}
     if predictions:
         predictions.save(run.predictions_path)
     run.write_summary(
@@ -139,7 +143,16 @@ def finish(
         partition=", ".join(sorted({shard["partition"] for shard in shards.values()})),
         test_of=overlap and overlap.sentence(),
         overlap=overlap and overlap.to_dict(),
-        validation=tables.best_validation(run.metrics(), config.best_metric),
+        validation=best,
+        validation_by_site={site: row.dropna().to_dict() for site, row in sites.iterrows()},
+        worst_site=next(iter(sites.index), None),
+        budget=tables.budget(metrics, sizes),
+        work=tables.work_by_site(metrics).to_dict(orient="index"),
+        seeds={
+            str(trial.config.training.seed): {name: each.scalars() for name, each in trial.evaluations.items()}
+            for trial in trials
+            if len(trials) > 1
+        },
     )
     return tables.results(run.summary())
 
@@ -176,6 +189,19 @@ def figures(predictions: Predictions | None, best_metric: str, sites: Iterable[s
     }
 
 
+def difference(runs: Sequence[Run], metric: str) -> str:
+    """What the first of these runs has more of a metric than the second, in a sentence; or why nobody can say."""
+    if len(runs) < 2:
+        return "there is no other finished run to compare with yet"
+    one, other = runs[:2]
+    try:
+        theirs = Predictions.load(other.predictions_path)
+        more = comparison.difference(Predictions.load(one.predictions_path), theirs, metric)
+    except (OSError, ValueError) as error:
+        return f"{one.name} and {other.name}: {error}"
+    return f"{one.name} minus {other.name}: test {metric} {more.text('+')}, 95 % interval"
+
+
 def mistakes(evaluation: Evaluation, clips: ClipSet, labels: Sequence[str]) -> pd.DataFrame:
     """The wrong answer of which the model was most certain, for each true label, the most certain first.
 
@@ -196,8 +222,6 @@ def mistakes(evaluation: Evaluation, clips: ClipSet, labels: Sequence[str]) -> p
 
 def listen(table: pd.DataFrame, clips: ClipSet) -> None:
     """Show a player for each clip of a table of mistakes."""
-    from IPython.display import Audio, display
-
-    for row in table.itertuples():
-        print(f"{row.file}: {row.true}, answered {row.answered} ({row.probability:.2f})")
-        display(Audio(clips.read([row.clip])[0], rate=clips.format.sample_rate, normalize=True))
+    rows = list(table.itertuples())
+    captions = [f"{row.file}: {row.true}, answered {row.answered} ({row.probability:.2f})" for row in rows]
+    sounds.play(clips, [row.clip for row in rows], captions)

@@ -14,7 +14,7 @@ from kws.clips import Clips
 from kws.config import ExperimentConfig
 from kws.model import build_model
 from kws.training import build_optimizer
-from lab.algorithms import rule_of
+from lab.algorithms import rule_of, sampling_of
 from lab.joined import heard_by
 from rules.contract import Floats, Rule
 from rules.in_memory import begin, next_state
@@ -32,10 +32,10 @@ def federated_averaging(
     report: Report,
     device: str = "cpu",
     rule: Rule | None = None,
-    after_round: Callable[[int, Weights], None] = lambda done, weights: None,
+    after_round: Callable[[int, Weights], bool | None] = lambda done, weights: False,
     at_the_end: Callable[[Mapping[str, Local]], None] = lambda sites: None,
 ) -> Weights:
-    """Train one model over several sites (McMahan et al. 2017, algorithm 1, every site in every round).
+    """Train one model over several sites (McMahan et al. 2017, algorithm 1).
 
     Args:
         config: the experiment.
@@ -43,7 +43,9 @@ def federated_averaging(
         report: told what each site measured.
         device: where to compute.
         rule: how the sites' models become one, by the director's own code; None: as the experiment says.
-        after_round: given the number of rounds that are done, from 0, and the weights that they have made.
+        after_round: given the number of rounds that are done, from 0, and the weights that they have made; whether to
+            end early. One more round is trained then, as at the director, where a model is measured while the sites
+            train it.
         at_the_end: given every site's own part; they share one model, and one has to `load` before it is used.
 
     Returns:
@@ -64,15 +66,20 @@ def federated_averaging(
     optimizers = {site: build_optimizer(model, training) for site in sites}
     local = {site: Local(model, config.algorithm) for site in sites}  # one model for all: they differ in what they keep
     state = begin(_copied(next(iter(local.values()))))
-    after_round(0, state.model)
+    sampling = sampling_of(config)
+    ends = after_round(0, state.model)
     for done in range(training.rounds):
         updates = []
-        for site in sites:
+        asked = sampling.draw(done, sites, sites) if sampling else tuple(sites)
+        for site in asked:
             local[site].load(state.model)
             report(done + 1, site, "train", local[site].train(optimizers[site], heard[site], training, done))
             updates.append(_copied(local[site]))
-        state = next_state(rule, state, updates, [len(each.labels) for each in heard.values()])
-        after_round(done + 1, state.model)
+        weights = [len(heard[site].labels) for site in asked]
+        state = next_state(rule, state, updates, weights, share=len(asked) / len(sites))
+        last, ends = ends, after_round(done + 1, state.model)
+        if last:
+            break
     at_the_end(local)
     return state.model
 

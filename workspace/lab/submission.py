@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from kws.metrics import METRICS
 from kws.model import Classifier, ModelError, build_model, frozen_digest
 from kws.tasks import settings_of
 from lab import HOUSE
-from lab.algorithms import check_numbers, described_rule
+from lab.algorithms import check_numbers, described_rule, sampling_of
 from lab.records import Run
 from lab.session import brings_own
 from lab.tables import GLOBAL
@@ -124,10 +124,12 @@ def submit(
     name: str,
     form: ClipFormat,
     policy: RoundPolicy | None = None,
+    sites: Collection[str] | None = None,
 ) -> ExperimentHandle:
     """Send the experiment and the source of `kws` to the director.
 
-    Every site compares the frozen part of its model with the one here.
+    Every site compares the frozen part of its model with the one here. sites: which take part; None: all that are
+    online.
 
     Raises:
         SubmissionRefused: the model cannot be built here, the rule does not take its numbers, or the director says why.
@@ -150,6 +152,9 @@ def submit(
         rule=described_rule(config.algorithm),
         policy=policy,
         update_format=config.update_format,
+        sites=sites,
+        sampling=sampling_of(config),
+        patience=config.training.patience,
     )
 
 

@@ -19,16 +19,17 @@ from rounds import MODEL, SIZES, Conducted, finish_round, messages, nothing, pac
 
 from federation.director.results import Results
 from federation.director.round import Phase, Reply
-from federation.director.uploads import Replaced, Silent
+from federation.director.uploads import Cut, Replaced, Silent
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
 from federation.wire.models import ModelFile, Packed, Piece
-from federation.wire.transfer import Address, RoundOver
+from federation.wire.transfer import Address, RoundOver, UpdateLost
 from rules.contract import Computed, Rule, State, Tensors
 from rules.exact import MOST_WEIGHT, mean
 from rules.in_memory import begin, next_state
 from rules.mean import Mean
 from rules.registry import RULES
 from rules.running import KEPT
+from rules.sampling import Sampling
 from rules.scores import MOST_METRICS
 
 ONE = {"v": MODEL["v"] + 1, "w": MODEL["w"] + 1}
@@ -47,6 +48,62 @@ def play(rounds: Conducted, scores: list[dict[str, float]]) -> None:
 
 
 SCORES = [{"loss": 9.0, "accuracy": 0.1}, {"loss": 1.0, "accuracy": 0.9}, {"loss": 5.0, "accuracy": 0.4}]
+
+
+# Whom a round asks, and when the rounds end
+
+
+MANY = {f"site{number}": 1 for number in range(6)}
+
+
+def asked(rounds: Conducted) -> set[str]:
+    return {site for site in MANY if rounds.asks(site).tasks}
+
+
+def test_a_round_asks_those_that_are_drawn_and_a_restart_asks_the_same(tmp_path: Path) -> None:
+    draws = (Sampling(2, seed) for seed in range(100))
+    sampling = next(s for s in draws if "site0" not in s.draw(0, MANY, MANY) and "site0" in s.draw(1, MANY, MANY))
+    rounds = Conducted(tmp_path, rounds=2, sites=MANY, sampling=sampling, minimum_sites=2)
+    first, second = sampling.draw(0, MANY, MANY), sampling.draw(1, MANY, MANY.keys() - {"site0"})
+    assert asked(rounds) == set(first)
+    for resting in MANY.keys() - first:
+        assert rounds.asks(resting).over
+        assert (rounds.conductor.needs(resting), rounds.conductor.may_need(resting)) == (False, True)
+        with pytest.raises(RoundOver):
+            rounds.upload(resting, pack(ONE))
+    rounds.leaves("site0")
+    finish_round(rounds, 0, ONE, list(first))
+    assert rounds.changed == set(first) ^ set(second)
+    for _ in range(2):
+        assert asked(rounds) == set(second)  # site0 is back, and not in this round
+        rounds.restart()  # and now all are there when the conductor begins
+    finish_round(rounds, 1, ONE, list(second))
+    assert asked(rounds) == set(MANY)  # the last model is measured everywhere
+    took_part = {
+        (line["round"], line["metric_origin"]) for line in rounds.metrics if line["metric_name"] == "took_part"
+    }
+    assert took_part == {*((0, site) for site in first), *((1, site) for site in second)}
+
+
+def test_without_a_better_model_the_rounds_end_early(tmp_path: Path) -> None:
+    rounds = Conducted(tmp_path, rounds=9, patience=2)
+    accuracies = [0.1, 0.5, 0.4, 0.3]
+    for number, accuracy in enumerate(accuracies):
+        assert rounds.asks("small").tasks == (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL), number
+        for site in SIZES:
+            send(rounds, site, VALIDATE_AGGREGATED, number, {"accuracy": accuracy})
+            send(rounds, site, TRAIN, number, {**ONE, "loss": 0.1})
+            send(rounds, site, VALIDATE_LOCAL, number, {"accuracy": accuracy})
+    for restarts in range(2):
+        assert rounds.asks("small").tasks == (VALIDATE_AGGREGATED,), "what was trained meanwhile is measured"
+        (notice,) = set(rounds.notices)
+        assert notice == "stops early, after round 4: no accuracy since round 1 was better (0.5)"
+        if not restarts:
+            rounds.restart()
+    for site in SIZES:
+        send(rounds, site, VALIDATE_AGGREGATED, 4, {"accuracy": 0.2})
+    assert rounds.finished
+    assert rounds.state.progress().best_round == 1
 
 
 # The models
@@ -75,6 +132,9 @@ def test_a_model_without_the_metric_is_never_best(tmp_path: Path) -> None:
     rounds = Conducted(tmp_path, rounds=2)
     play(rounds, [{"loss": 1.0}, {"loss": 2.0, "accuracy": 0.2}, {"loss": 3.0}])
     assert (rounds.state.progress().best_round, rounds.state.progress().best_score) == (1, 0.2)
+    assert set(rounds.notices) == {
+        "the best model is chosen by accuracy, which nobody has measured; the sites' metrics are: loss"
+    }
 
 
 def test_metrics_are_merged_by_the_sites_sizes_and_sums_are_added(tmp_path: Path) -> None:
@@ -88,7 +148,10 @@ def test_metrics_are_merged_by_the_sites_sizes_and_sums_are_added(tmp_path: Path
     assert rounds.told(VALIDATE_AGGREGATED) == {
         (0, "accuracy"): 0.25, (0, "loss"): 2.5, (0, "sum/all"): 8.0, (0, "sum/right"): 2.0,
     }  # fmt: skip
+    assert rounds.told(VALIDATE_AGGREGATED, "large")[0, "accuracy"] == 0.25
     assert rounds.state.progress().best_score == 0.25
+    # Of one site its scores are told, and not its counts, which say how many of each label it has.
+    assert rounds.told(VALIDATE_AGGREGATED, "small") == {(0, "accuracy"): 0.25, (0, "loss"): 1.0}
 
 
 def test_a_rule_by_name(tmp_path: Path) -> None:
@@ -358,7 +421,7 @@ def test_an_update_may_come_in_parts(tmp_path: Path) -> None:
     def receive(part: bytes, offset: int = 0) -> None:
         rounds.do(rounds.conductor.receive(Address(**first, offset=offset), messages([part]), nothing))
 
-    with pytest.raises(ValueError, match="ended after 50 of"):
+    with pytest.raises(Cut, match="ended after 50 of"):
         receive(content[:50])
     assert rounds.conductor.received(address) == 50
     with pytest.raises(ValueError, match="offset 60 lies behind"):
@@ -388,7 +451,7 @@ def test_what_is_no_update_of_this_model_is_refused(
     rounds = Conducted(tmp_path)
     with pytest.raises(ValueError, match=complaint):
         rounds.upload("small", pack(tensors))
-    with pytest.raises(ValueError, match="the trained model has not arrived"):
+    with pytest.raises(UpdateLost, match="the trained model has not arrived"):
         rounds.take("small", TRAIN)
     assert rounds.updates == []
 
@@ -430,7 +493,7 @@ def test_what_was_checked_is_what_is_averaged(kind: str, upload: str, counted: b
     if counted:
         rounds.take("small", TRAIN)
     address = Address(site="small", upload=upload, size=good.size)
-    with suppress(ValueError):
+    with suppress(ValueError, Cut):
         rounds.do(rounds.conductor.receive(address, messages(spoilt(kind)), nothing))
     if not counted:
         rounds.take("small", TRAIN)
@@ -674,7 +737,7 @@ class Story(RuleBasedStateMachine):
             taken = False
         if taken and task == TRAIN and site in self.whole:
             self.counted[site] = self.whole[site]
-        with suppress(ValueError):
+        with suppress(ValueError, UpdateLost):
             self.rounds.take(site, task, self.round + number)
         self.follow()
 

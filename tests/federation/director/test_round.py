@@ -13,17 +13,16 @@ MEASURE, TRAIN, CHECK = "measure", "train", "check"
 SITES = ("a", "b", "c", "d")
 
 
-def tasks(last: int, number: int) -> tuple[str, ...]:
+def tasks(number: int, last: int) -> tuple[str, ...]:
     return (MEASURE, TRAIN, CHECK) if number < last else (MEASURE,)
 
 
+def crux(number: int, last: int) -> str:
+    return TRAIN if number < last else MEASURE
+
+
 def book(sites: tuple[str, ...] = SITES, last: int = 2, minimum: int = 1, **more: object) -> RoundBook:
-    return RoundBook(
-        Terms(
-            sites=sites, last=last, minimum=minimum, tasks=lambda number: tasks(last, number),
-            crux=lambda number: TRAIN if number < last else MEASURE, **more,
-        ),
-    )  # fmt: skip
+    return RoundBook(Terms(sites=sites, last=last, minimum=minimum, tasks=tasks, crux=crux, **more))
 
 
 def do_all(rounds: RoundBook, *sites: str) -> None:
@@ -173,6 +172,45 @@ def test_a_round_may_ask_some_of_the_sites() -> None:
     assert rounds.missing == ()
     rounds.kept()
     assert rounds.asked == {"a", "c"}
+    assert (rounds.rests("b"), rounds.rests("a")) == (True, False)
+    do_all(rounds, "a", "c")
+    rounds.kept()
+    assert rounds.asked == set(SITES)  # the last round measures
+
+
+def test_whom_a_round_asks_is_chosen_as_the_one_before_closes() -> None:
+    rounds = book(minimum=1, asked=lambda number, present: sorted(present)[:2])
+    assert rounds.asked == {"a", "b"}
+    do_all(rounds, "a", "b")
+    assert rounds.choose() == ("a", "b")
+    rounds.leave("a", "gone", for_good=False)
+    rounds.kept()
+    assert (rounds.asked, rounds.waiting) == ({"a", "b"}, {"b"})
+    assert rounds.missing == ("a", "b")
+    rounds.back("a")
+    assert rounds.waiting == {"a", "b"}
+    again = RoundBook(rounds.terms, 1, ("b", "d"))
+    assert again.asked == {"b", "d"}
+    do_all(again, "b", "d")
+    again.kept()
+    assert again.asked == set(SITES)
+
+
+def test_the_rounds_may_end_early() -> None:
+    rounds = book(("a", "b"), last=9, minimum=2)
+    do_all(rounds, "a", "b")
+    rounds.ends_with(1)
+    rounds.choose()
+    rounds.kept()
+    assert rounds.tasks == (MEASURE,)
+    with pytest.raises(NotAsked, match="there is no round 3"):
+        rounds.answer("a", MEASURE, 2)
+    do_all(rounds, "a", "b")
+    rounds.kept()
+    assert rounds.phase is Phase.FINISHED
+    rounds = book(("a",), last=2)
+    rounds.ends_with(7)
+    assert rounds.last == 2
 
 
 def test_the_first_reason_stands() -> None:
@@ -208,6 +246,7 @@ class Story(RuleBasedStateMachine):
     @initialize(minimum=st.integers(1, 4), last=st.integers(0, 3), sampled=st.booleans(), timed=st.booleans())
     def begin(self, minimum: int, last: int, sampled: bool, timed: bool) -> None:
         self.minimum, self.last, self.now = minimum, last, 0.0
+        self.planned, self.chosen = last, None
         self.asked = (lambda number, present: sorted(present)[number % 2 :]) if sampled else None
         self.seconds = 10.0 if timed else None
         self.timers: list[Timer] = [Timer(0, math.inf)]
@@ -220,23 +259,24 @@ class Story(RuleBasedStateMachine):
         more = {"asked": self.asked} if self.asked else {}
         self.book = RoundBook(
             Terms(
-                sites=SITES, last=self.last, minimum=self.minimum, seconds=self.seconds,
-                tasks=lambda number: tasks(self.last, number),
-                crux=lambda number: TRAIN if number < self.last else MEASURE, **more,
+                sites=SITES, last=self.planned, minimum=self.minimum, seconds=self.seconds, tasks=tasks, crux=crux,
+                **more,
             ),
             self.kept_rounds,
+            self.chosen,
         )  # fmt: skip
+        self.book.ends_with(self.last)
         self.story = Reference()
         self.story.asked = set(self.book.asked)
         self.closing = self.ended = False
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        return tasks(self.last, self.kept_rounds)
+        return tasks(self.kept_rounds, self.last)
 
     @property
     def crux(self) -> str:
-        return TRAIN if self.kept_rounds < self.last else MEASURE
+        return crux(self.kept_rounds, self.last)
 
     @rule(
         site=st.sampled_from([*SITES * 3, "x"]),
@@ -248,7 +288,7 @@ class Story(RuleBasedStateMachine):
         round_ = self.kept_rounds + away
         before = len(self.story.answers)
         was_open = self.book.phase is Phase.OPEN
-        asked = site in SITES and 0 <= round_ <= self.last and task in tasks(self.last, round_)
+        asked = site in SITES and 0 <= round_ <= self.last and task in tasks(round_, self.last)
         current = round_ == self.kept_rounds
         try:
             reply = self.book.answer(site, task, round_)
@@ -320,13 +360,20 @@ class Story(RuleBasedStateMachine):
             self.ended = True
         self.book.end("cancelled")
 
-    @precondition(lambda self: self.closing)
-    @rule()
-    def is_kept(self) -> None:
-        if self.ended:
-            self.book.kept()
-            return
+    @precondition(lambda self: self.closing and not self.ended)
+    @rule(site=st.sampled_from(SITES), stops=st.booleans(), leaves=st.booleans(), killed=st.booleans())
+    def is_kept(self, site: str, stops: bool, leaves: bool, killed: bool) -> None:
+        """Its outcome goes to disk, with whom the next round asks; meanwhile a site may leave, or the director die."""
+        if stops:
+            self.book.ends_with(self.kept_rounds + 1)
+            self.last = min(self.last, self.kept_rounds + 1)
+        self.chosen = self.book.choose()
+        if leaves:
+            self.leaves(site, for_good=False)
         self.kept_rounds += 1
+        if killed:
+            self.restart()
+            return
         self.book.kept()
         before, self.story = self.story, Reference()
         self.story.away, self.story.out = before.away, before.out
@@ -334,7 +381,7 @@ class Story(RuleBasedStateMachine):
         self.closing = False
         if self.book.phase is Phase.FAILED:
             self.ended = True
-            assert len(self.story.asked) < self.minimum
+            assert len(self.story.asked - self.story.away) < self.minimum
             assert all(site in str(self.book.failure) for site in self.story.away | self.story.out)
 
     def settle(self) -> None:
@@ -351,7 +398,7 @@ class Story(RuleBasedStateMachine):
             assert book.phase is (Phase.FINISHED if not self.ended else book.phase)
             return
         expected = Phase.FAILED if self.ended else Phase.CLOSING if self.closing else Phase.OPEN
-        if len(story.asked) < self.minimum and not story.answers:
+        if len(story.asked - story.away - story.out) < self.minimum and not story.answers:
             expected = Phase.FAILED
         assert book.phase is expected, (book.failure, story.answers, story.asked)
         assert (book.failure is not None) == (book.phase is Phase.FAILED)

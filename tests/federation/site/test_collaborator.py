@@ -12,12 +12,12 @@ from toy_shard import ToyShard
 from federation.errors import FederationError
 from federation.experiment import build
 from federation.schedule import TRAIN, VALIDATE_AGGREGATED, VALIDATE_LOCAL
-from federation.site.collaborator import Collaborator
+from federation.site.collaborator import SENDINGS, Collaborator
 from federation.site.failure import TaskFailed
 from federation.site.local_state import LocalState
 from federation.site.worker import Worker
 from federation.wire.models import ModelFile, ModelParts, Packed, save
-from federation.wire.transfer import RoundOver
+from federation.wire.transfer import RoundOver, UpdateLost
 from federation.wire.updates import Encoder, Update
 
 ALL = (VALIDATE_AGGREGATED, TRAIN, VALIDATE_LOCAL)
@@ -32,6 +32,8 @@ class Paper:
         self.heard: list[tuple[str, int, int, dict[str, float]]] = []
         self.updates: list[np.ndarray] = []
         self.closed: set[int] = set()
+        self.received_bytes = 100
+        self.loses = 0  # so many updates
         self.best: int | None = None
 
     def model(self, round_number: int) -> ModelParts:
@@ -51,6 +53,9 @@ class Paper:
         self.updates.append(Update(path, model).read("vector", slice(0, 4)))
 
     def send_results(self, task: str, engine_round: int, examples: int, metrics: dict[str, float]) -> None:
+        if task == TRAIN and self.loses:
+            self.loses -= 1
+            raise UpdateLost("the trained model has not arrived")
         self.heard.append((task, engine_round, examples, metrics))
 
     @property
@@ -84,13 +89,18 @@ def site(paper: Paper, tmp_path: Path) -> Callable[..., Collaborator]:
     return start
 
 
-def test_a_round_is_measured_trained_and_measured_again(site: Any, paper: Paper) -> None:
+def test_a_round_is_measured_trained_and_measured_again(site: Any, paper: Paper, tmp_path: Path) -> None:
     site().do(ALL, 2)
     assert paper.order == list(ALL)
     assert [engine_round for _, engine_round, *_ in paper.heard] == [2, 2, 2]
     np.testing.assert_array_equal(paper.updates, [[21.0] * 4])
     assert paper.heard[0][3] == {"loss": 120.0, "accuracy": pytest.approx(1.0 - 17.0 / 10)}
-    assert paper.heard[1][3] == {"loss": 7.0}
+    measured = paper.heard[1][3]
+    assert measured.pop("seconds") >= 0
+    assert measured.pop("bytes_up") == (tmp_path / "update-0").stat().st_size
+    assert measured == {"loss": 7.0, "bytes_down": 100.0, "update_norm": pytest.approx(2.0)}, (
+        "four elements, each by one"
+    )
     assert paper.heard[2][3]["loss"] == 121.0  # the trained model's
     assert {examples for *_, examples, _ in paper.heard} == {1}
 
@@ -104,6 +114,20 @@ def test_the_optimizer_goes_on_from_round_to_round_unless_it_is_not_to(site: Any
     for number in range(3):
         fresh.do(ALL, number)
     np.testing.assert_array_equal([update[0] for update in paper.updates[3:]], [1.0, 11.0, 21.0])
+
+
+@pytest.mark.parametrize("times", [1, SENDINGS - 1])
+def test_an_update_that_a_director_has_lost_is_sent_again(times: int, site: Any, paper: Paper) -> None:
+    paper.loses = times
+    site().do(ALL, 0)
+    assert paper.order == list(ALL)
+    np.testing.assert_array_equal(paper.updates, [[1.0] * 4] * (times + 1))
+
+
+def test_a_director_that_loses_every_update_is_given_up(site: Any, paper: Paper) -> None:
+    paper.loses = SENDINGS
+    with pytest.raises(TaskFailed, match="the trained model has not arrived"):
+        site().do(ALL, 0)
 
 
 def test_what_a_director_has_lost_is_sent_again_and_not_done_again(site: Any, paper: Paper) -> None:
@@ -151,7 +175,7 @@ def test_a_process_that_takes_over_trains_again_on_the_same_state(site: Any, pap
 
 def test_without_kept_state_it_says_what_that_costs(site: Any, paper: Paper, caplog: pytest.LogCaptureFixture) -> None:
     site().do(ALL, 3)
-    assert "no state of an earlier round on this site: training goes on with a fresh optimizer" in caplog.text
+    assert "no state of an earlier round on this site: training begins with a fresh optimizer" in caplog.text
     np.testing.assert_array_equal(paper.updates[-1], [31.0] * 4)
 
 

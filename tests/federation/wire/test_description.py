@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from federation.policy import RoundPolicy
 from federation.wire.description import MAX_BYTES, MAX_DEPTH, Description
 from federation.wire.updates import FORMATS
+from rules.sampling import Sampling
 from rules.scores import Score
 
 NUMBERS = st.one_of(st.integers(-(2**64), 2**64), st.floats(allow_nan=False, allow_infinity=False))
@@ -41,6 +42,13 @@ DESCRIPTIONS = st.builds(
     keep_optimizer=st.booleans(),
     entry_point=st.builds("{}.{}:{}".format, NAMES, NAMES, NAMES),
     settings=st.dictionaries(TEXTS, VALUES, max_size=4),
+    sampling=st.none()
+    | st.builds(
+        Sampling,
+        sites=st.integers(1, 9) | st.floats(0, 1, exclude_min=True, exclude_max=True),
+        seed=st.integers(0, 2**32 - 1),
+    ),
+    patience=st.none() | st.integers(1, 100),
 )
 
 
@@ -55,6 +63,7 @@ def sample(**changes: Any) -> Description:
         "entry_point": "toy.experiment:experiment",
         "policy": RoundPolicy(minimum_sites=2),
         "settings": {"size": 4},
+        "sampling": Sampling(0.5, seed=7),
     }
     return Description(**(values | changes))
 
@@ -90,6 +99,8 @@ def test_the_form_on_disk() -> None:
         "keep_optimizer": True,
         "entry_point": "toy.experiment:experiment",
         "settings": {"size": 4},
+        "sampling": {"sites": 0.5, "seed": 7},
+        "patience": None,
     }
 
 
@@ -100,7 +111,9 @@ def test_the_rule_comes_apart() -> None:
 
 
 def test_what_lasts_is_the_same_for_another_id_and_policy_and_for_nothing_else() -> None:
-    again = sample(id="f" * 32, policy=RoundPolicy(minimum_sites=1, round_seconds=5.0, retries=2))
+    again = sample(
+        id="f" * 32, policy=RoundPolicy(minimum_sites=1, round_seconds=5.0, retries=2), sampling=Sampling(2), patience=3
+    )
     assert again.lasting() == sample().lasting()
     for change in ({"rounds": 4}, {"settings": {"size": 5}}, {"entry_point": "toy.experiment:other"}):
         assert sample(**change).lasting() != sample().lasting()
@@ -118,9 +131,11 @@ ANY = st.one_of(VALUES, st.sampled_from([float("nan"), float("inf"), 10**400, -1
         st.dictionaries(st.sampled_from([*document(), "plan", ""]), ANY).map(
             lambda change: written(document(**change))
         ),
-        st.tuples(st.sampled_from(["policy", "best", "rule"]), TEXTS | st.sampled_from(["name", "retries"]), ANY).map(
-            lambda each: written(document(**{each[0]: {**document()[each[0]], each[1]: each[2]}}))
-        ),
+        st.tuples(
+            st.sampled_from(["policy", "best", "rule", "sampling"]),
+            TEXTS | st.sampled_from(["name", "retries", "sites", "seed"]),
+            ANY,
+        ).map(lambda each: written(document(**{each[0]: {**document()[each[0]], each[1]: each[2]}}))),
         st.integers(1, 200_000).map(lambda depth: b"[" * depth),
         st.integers(1, 30_000).map(lambda depth: b'{"settings":' * depth + b"1" + b"}" * depth),
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.wire.models import ModelFile, Packed, save
-from federation.wire.updates import FORMATS, Encoder, Update
+from federation.wire.updates import FORMATS, Encoder, Update, norm_of_change
 
 
 def write(path: Path, packed: Packed) -> Path:
@@ -34,6 +34,17 @@ def test_what_has_not_changed_is_only_named(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(one, "a", model), start["a"])
     np.testing.assert_array_equal(whole(one, "b", model), start["b"] + 1)
     assert one.shapes == model.shapes
+
+
+def test_the_norm_of_a_change_is_that_of_all_tensors_as_one_vector(tmp_path: Path) -> None:
+    start, step = random(0, size=50_000), random(1, size=50_000)  # of more than one block
+    model = save(tmp_path / "model", start)
+    assert norm_of_change(start, model) == 0
+    trained = {name: start[name] + step[name] for name in start}
+    expected = np.linalg.norm(np.concatenate([(trained[name] - start[name]).ravel() for name in start]))
+    assert norm_of_change(trained, model) == pytest.approx(expected, rel=1e-6)
+    far = {**start, "b": np.float32(3e38)}
+    assert norm_of_change(far, model) == pytest.approx(3e38), "a square of it has no place in single precision"
 
 
 @pytest.mark.parametrize(("form", "share", "error"), [("float16", 2, 1e-3), ("bfloat16", 2, 1e-2), ("int8", 4, 1e-2)])
@@ -89,8 +100,7 @@ def test_values_that_are_not_finite_are_found_wherever_they_are(size: int, tmp_p
     start = {"a": np.zeros((size, 2), np.float32), "b": np.zeros((), np.float32), "c": np.ones(size, np.float32)}
     model = save(tmp_path / "model", start)
     for name, value in (("a", np.nan), ("b", np.inf), ("c", -np.inf)):
-        trained = {each: array + np.float32(1) for each, array in start.items()}
-        trained[name] = trained[name].copy()
+        trained = {each: np.asarray(array + np.float32(1)) for each, array in start.items()}
         trained[name].reshape(-1)[-1:] = value
         path = write(tmp_path / name, Encoder().encode(trained, model))
         with pytest.raises(ValueError, match=f"tensor {name} holds values that are not finite"):

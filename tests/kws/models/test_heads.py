@@ -1,6 +1,7 @@
 """The heads: what they compute, and that a saved one needs nothing of this project."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from small_families import CONFIGS, checkpoint
 
 from kws.config import ModelRecipe
@@ -146,3 +148,26 @@ def test_a_saved_head_goes_on_and_another_takes_its_place(tmp_path: Path, kind: 
     save_pretrained(own, tmp_path / "c")
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert not {"auto_map", "head"} & config.keys()
+
+
+def test_a_saved_model_says_how_it_is_loaded_and_what_happens_otherwise(tmp_path: Path) -> None:
+    checkpoint("hubert", tmp_path / "hubert")
+    for head, needed in (("own", False), ("adapter", True)):
+        save_pretrained(build_model(ModelRecipe(str(tmp_path / "hubert"), head=head), 0, HALF), tmp_path / head)
+        card = (tmp_path / head / "README.md").read_text()
+        assert ("trust_remote_code=True" in card) == needed
+        assert ("answers at random" in card) == needed
+        for told in ("at 16000 Hz", "yes, no, up", "_silence_"):
+            assert told in card
+
+
+def test_a_new_head_is_no_report_in_a_notebook(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint("hubert", tmp_path)
+    verbosity, library = transformers.logging.get_verbosity(), logging.getLogger("transformers")
+    library.addHandler(caplog.handler)  # it lets nothing through to others
+    try:
+        build_model(ModelRecipe(str(tmp_path), head="adapter", trained="head"), 0, HALF)
+    finally:
+        library.removeHandler(caplog.handler)
+    assert not any(word in caplog.text for word in ("MISSING", "newly initialized", "UNEXPECTED")), caplog.text
+    assert transformers.logging.get_verbosity() == verbosity

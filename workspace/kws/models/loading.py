@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,30 @@ def _load(name: str, recipe: ModelRecipe, seed: int, form: ClipFormat) -> tuple[
     for stale in {"head", "auto_map"} - settings.keys():  # of a head of ours that the checkpoint may have had
         config.__dict__.pop(stale, None)
     library.base_model_prefix = family.prefix or library.base_model_prefix
-    network, found = library.from_pretrained(
-        name,
-        **source,
-        config=config,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    with _without_report():
+        network, found = library.from_pretrained(
+            name,
+            **source,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     new = set(found["missing_keys"]) | {key for key, *_ in found["mismatched_keys"]}
     _refuse_half(network, family, new, found["unexpected_keys"])
     _fit_head(network, family, new, seed, form.labels, name)
     return network, _extractor(name, source, family, config)
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Without the library's report of what is MISSING: that is refused, or filled from the seed, right after."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
 
 
 def _refuse_half(network: Any, family: Family, new: set[str], not_used: Iterable[str]) -> None:

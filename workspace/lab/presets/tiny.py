@@ -4,5 +4,5 @@ from kws.config import ExperimentConfig, ModelRecipe, Training
 
 
 def experiment(model: str) -> ExperimentConfig:
-    """Thirty rounds; synthetic speech is learned in ten (`lab.session.apply_changes`)."""
+    """Thirty rounds; synthetic speech is learned in ten (`lab.asked.SYNTHETIC_ROUNDS`)."""
     return ExperimentConfig(ModelRecipe(model), Training(rounds=30))
