@@ -136,7 +136,8 @@ def rules(
     counts = [int(each) for each in updates.split(",")]
     measured = rules_cost.measure_rules(size, counts, RESULTS / "rules", repeats, say)
     keep(f"rules-{size}", measured)
-    head = ["rule", *(text for count in counts for text in (f"{count} updates, s", "times the mean")), "wanted"]
+    columns = (text for count in counts for text in (f"{count} updates, s", "times the mean", "… of the CPU"))
+    head = ["rule", *columns, "wanted"]
     print(f"{measured['machine']}, updates of {size}\n\n{report.table(head, rules_cost.figures(measured))}", flush=True)
 
 

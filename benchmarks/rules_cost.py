@@ -50,8 +50,11 @@ LOOKED_AT = 1000
 
 
 def measure_rules(size: str, counts: Sequence[int], folder: Path, repeats: int, say: Callable[[str], None]) -> Figures:
-    """Seconds of a round of every rule, for each number of updates; rules take turns, so that noise is everybody's."""
-    seconds: dict[str, dict[str, list[float]]] = {}
+    """Seconds of a round of every rule, by the clock and of the CPU, for each number of updates.
+
+    Rules take turns, so that noise is everybody's.
+    """
+    seconds: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for count in counts:
         say(f"{count} updates of {size}: making them")
         shutil.rmtree(folder, ignore_errors=True)
@@ -62,7 +65,7 @@ def measure_rules(size: str, counts: Sequence[int], folder: Path, repeats: int, 
             for name in there:
                 rule, numbers, _ = RULES[name]
                 seconds[str(count)][name].append(once(build(rule, numbers), updates, folder))
-                say(f"{count} updates, {name}: {seconds[str(count)][name][-1]:.1f} s")
+                say(f"{count} updates, {name}: {seconds[str(count)][name][-1][0]:.1f} s")
     shutil.rmtree(folder, ignore_errors=True)
     return {"machine": machine(), "size": size, "seconds": seconds}
 
@@ -87,8 +90,8 @@ def make(size: str, count: int, folder: Path) -> list[Path]:
     return paths
 
 
-def once(rule: Rule, paths: Sequence[Path], folder: Path) -> float:
-    """Two rounds of a rule on the same model and updates, the first one checked; seconds of the second.
+def once(rule: Rule, paths: Sequence[Path], folder: Path) -> tuple[float, float]:
+    """Two rounds of a rule on the same model and updates, the first one checked; seconds of the second, and of the CPU.
 
     Raises:
         StepError: it has made something else than numpy.
@@ -102,12 +105,12 @@ def once(rule: Rule, paths: Sequence[Path], folder: Path) -> float:
         for site, path in sites.items():  # what has come is the director's to delete
             os.link(path, gathering.folder / path.name)
             updates[site] = Update(gathering.folder / path.name, gathering.model)
-        begun = time.perf_counter()
+        begun, busy = time.perf_counter(), time.process_time()
         for number, (site, update) in enumerate(updates.items(), 1):
             gathering.examples[TRAIN][site] = number
             gathering.add(update, site, number)
         _, keeps = gathering.next_model(TRAIN, list(sites), before)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun, time.process_time() - busy
         if before is None:
             check(rule, paths, folder)
         if keeps:
@@ -152,15 +155,19 @@ def check(rule: Rule, paths: Sequence[Path], folder: Path) -> None:
 
 
 def figures(measured: Figures) -> list[list[str]]:
-    """A row for each rule: seconds and times the mean, for each number of updates, and what it may be."""
+    """A row for each rule: seconds, and times the mean by the clock and of the CPU, and what it may be."""
     rows = []
     for name, (_, _, passes) in RULES.items():
         row = [name]
         for found in measured["seconds"].values():
             if name not in found:
-                row += ["–", "–"]
+                row += ["–", "–", "–"]
                 continue
-            ratios = [one / other for one, other in zip(found[name], found["mean"], strict=True)]
-            row += [f"{median(found[name]):.1f}", f"{median(ratios):.2f}"]
+            times = [median(each[kind] for each in found[name]) for kind in (0, 1)]
+            ratios = [
+                median(one[kind] / other[kind] for one, other in zip(found[name], found["mean"], strict=True))
+                for kind in (0, 1)
+            ]
+            row += [f"{times[0]:.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
         rows.append([*row, f"at most {LIMITS[passes]}" if name != "mean" else "–"])
     return rows

@@ -450,7 +450,10 @@ def _described(path: Path) -> Description:
     try:
         description = archives.describe(archives.read(path))
         rule = build(description.rule_name, description.rule_numbers)
-        if (sites := description.policy.minimum_sites or 1) < rule.least_sites:
+        sites = description.policy.minimum_sites or 1
+        if description.sampling and description.sampling.sites >= 1:
+            sites = min(sites, int(description.sampling.sites))
+        if sites < rule.least_sites:
             raise ValueError(
                 f"rule {description.rule_name} needs {rule.least_sites} sites in every round, and a round may close "
                 f"with {sites}: wait for more sites, set policy.minimum_sites, or change the rule's numbers"

@@ -213,8 +213,8 @@ def test_rules_are_held_to_what_they_make_in_memory_before_they_are_timed(tmp_pa
     assert measured["seconds"]["5"].keys() == rules_cost.RULES.keys()
     rows = rules_cost.figures(measured)
     assert [row[0] for row in rows] == list(rules_cost.RULES)
-    assert rows[0][2] == rows[0][4] == "1.00"
-    assert dict(zip((row[0] for row in rows), (row[5] for row in rows), strict=True))["krum"] == "at most 2.5"
+    assert rows[0][2] == rows[0][3] == rows[0][5] == "1.00"
+    assert {row[0]: row[-1] for row in rows}["krum"] == "at most 2.5"
 
 
 def test_a_rule_that_makes_something_else_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,3 +195,6 @@ def test_what_is_refused_says_what_there_is(shared: Federation) -> None:
     config = replace(config, algorithm=Algorithm(rule="krum"))
     with pytest.raises(SubmissionRefused, match=r"rule krum needs 5 sites in every round, and .* with 3"):
         submit(shared.handle, config, "refused", SUPERB_KS)
+    config = replace(config, algorithm=Algorithm(rule="krum", byzantine=0, sites_per_round=2))
+    with pytest.raises(SubmissionRefused, match=r"rule krum needs 3 sites in every round, and .* with 2"):
+        submit(shared.handle, config, "refused", SUPERB_KS)
