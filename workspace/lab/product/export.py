@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,19 @@ from torch.nn.utils import parametrize
 
 from lab.product import runtime
 from lab.product.extras import require
+from lab.product.heard import clips_for
 from lab.product.preparation import Prepared
 from lab.product.spotter import EXPORTED, Floats, SpotterError, TorchSpotter, load, quietly
+from shard_descriptors.sources.registry import open_corpus
 
 TOLERANCE = 1e-4
 """Most that a logit of the graph may be apart from PyTorch's."""
+CLIPS = 100
+"""Of a corpus, to check on."""
 PREPARATION = "preparation/"
 """What the names of the nodes begin with that stand before the network."""
 OPSET = 18
+LABELS, EXAMPLE = "labels.json", "example.py"
 MODULES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -69,14 +74,32 @@ def export(model: str, out: Path, clips: Floats | None = None, trust_code: bool 
         apart = most_apart(runtime.session(unfinished), checked, wanted)
         if not apart <= TOLERANCE:
             raise SpotterError(
-                f"the graph of {model} is up to {apart:.1e} apart from PyTorch, allowed is {TOLERANCE:.0e}; nothing was "
-                f"written. Please report this with the model's config.json"
+                f"the graph of {model} is up to {apart:.1e} apart from PyTorch, allowed is {TOLERANCE:.0e}; nothing "
+                f"was written. Please report this with the model's config.json"
             )
         unfinished.replace(out / EXPORTED)
     finally:
         unfinished.unlink(missing_ok=True)
     write_beside(spotter, out)
     return Exported(out / EXPORTED, sum(map(len, checked)), apart)
+
+
+def export_checked(
+    model: str, out: Path, source: str, data: str | None, settings: Mapping[str, Any], trust_code: bool = False
+) -> Exported:
+    """As `export`, with up to a hundred test clips of a corpus, where one is given, to check on.
+
+    Args:
+        source, data, settings: as `open_corpus` takes them; without data and settings, noise alone will do.
+
+    Raises:
+        SpotterError, CorpusError: as `export` and `open_corpus`.
+    """
+    if data is None and not settings:
+        return export(model, out, trust_code=trust_code)
+    require("onnx", *MODULES)
+    clips = clips_for(load(model, trust_code), open_corpus(source, data, **settings), "test", CLIPS)
+    return export(model, out, clips.read(range(len(clips))), trust_code)
 
 
 def noises(spotter: TorchSpotter) -> list[Floats]:
@@ -124,7 +147,7 @@ def write_graph(spotter: TorchSpotter, path: Path) -> None:
     except Exception as error:  # the exporter wraps whatever the network does that a graph cannot hold
         kind = network.config.model_type
         raise SpotterError(
-            f"a network of type {kind!r} with this head could not be made a graph: {_reason(error)}"
+            f"a network of type {kind!r} with this head could not be made a graph: {reason(error)}"
         ) from error
     graph = named(graph)
     onnx.checker.check_model(graph, full_check=True)
@@ -178,11 +201,11 @@ def write_beside(spotter: TorchSpotter, out: Path) -> None:
         f"trained on clips of {spotter.window} samples, shorter ones padded with zeros at the end",
         "output": f"{runtime.OUTPUT}: float32 (batch, labels), before the softmax, in the order of the labels",
     }
-    (out / "labels.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.copyfile(Path(__file__).with_name("example.py"), out / "example.py")
+    (out / LABELS).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name(EXAMPLE), out / EXAMPLE)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The innermost reason, in one line: the outer ones tell how to report it to PyTorch."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__

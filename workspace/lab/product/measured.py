@@ -69,11 +69,11 @@ def measure(job: Job) -> Cost:
     """Do a job in this process."""
     logits = _in_onnx(job) if job.model.endswith(".onnx") else _in_torch(job)
     sound = np.load(job.sound, mmap_mode="r")
-    second = np.resize(np.asarray(sound[: max(BATCHES)]), (max(BATCHES), job.samples))
+    second = np.resize(sound[: max(BATCHES)], (max(BATCHES), job.samples))
     latency = {batch: _latency(logits, np.ascontiguousarray(second[:batch]), job.seconds) for batch in BATCHES}
     peak = peak_memory()  # before the corpus is read
     batches = range(0, len(sound), max(BATCHES))
-    answers = [logits(np.ascontiguousarray(sound[first : first + max(BATCHES)])) for first in batches]
+    answers = [logits(np.array(sound[first : first + max(BATCHES)])) for first in batches]
     return Cost(latency, peak, np.concatenate(answers))
 
 

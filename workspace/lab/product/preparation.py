@@ -4,8 +4,6 @@ A spectrogram is a convolution: its kernels are what is linear in it, up to the 
 pre-emphasis, window, Fourier transform), times each other.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,7 +11,7 @@ from torch import nn
 
 from kws.models.classifier import Classifier
 from kws.models.family import ModelError
-from kws.sound import sound_mask, standardise
+from kws.sound import sound_mask
 
 Doubles = npt.NDArray[np.float64]
 
@@ -75,6 +73,9 @@ class Spectrogram(nn.Module):
     bands: float64 (length // 2 + 1, bands), the weight of each frequency in each band. hop: samples.
     """
 
+    kernels: torch.Tensor
+    bands: torch.Tensor
+
     def __init__(self, linear: Doubles, length: int, bands: Doubles, hop: int) -> None:
         super().__init__()
         turns = np.outer(np.arange(length // 2 + 1), np.arange(len(linear))) * (2 * np.pi / length)
@@ -98,11 +99,8 @@ class LogMel(nn.Module):
         super().__init__()
         extractor = classifier.extractor
         self.num_samples, self.reach = extractor.n_samples, extractor.n_fft // 2
-        self.normalised = bool(getattr(extractor, "do_normalize", False))
         window = np.hanning(extractor.n_fft + 1)[:-1]
-        self.spectrogram = Spectrogram(
-            np.diag(window), extractor.n_fft, extractor.mel_filters, extractor.hop_length
-        )
+        self.spectrogram = Spectrogram(np.diag(window), extractor.n_fft, extractor.mel_filters, extractor.hop_length)
 
     def forward(self, waveforms: torch.Tensor) -> dict[str, torch.Tensor]:
         """Waveforms float32 (batch, num_samples) -> `input_features` float32 (batch, bands, frames)."""
@@ -143,7 +141,8 @@ class PaddedFilterBank(nn.Module):
         extractor = classifier.extractor
         self.bank = FilterBank(extractor.window, extractor.mel_filters, 1.0)
         self.frames = extractor.max_length
-        self.mean, self.scale = (extractor.mean, 2 * extractor.std) if extractor.do_normalize else (0.0, 1.0)
+        self.mean = float(extractor.mean) if extractor.do_normalize else 0.0
+        self.scale = 2 * float(extractor.std) if extractor.do_normalize else 1.0
 
     def forward(self, waveforms: torch.Tensor) -> dict[str, torch.Tensor]:
         """Waveforms float32 (batch, num_samples) -> `input_values` float32 (batch, max_length, bands)."""

@@ -4,12 +4,12 @@ What stands before the network, the preparation of the waveform, keeps its full 
 spectrogram in 8 bits nothing is left.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import logging
 import numpy as np
 
 from lab.product.export import PREPARATION
@@ -29,8 +29,7 @@ def dynamic(*kinds: str) -> Make:
     def make(graph: Path, made: Path, _: Sequence[Floats]) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        # Convolutions are there for weights without a sign only, and those of 7 bits would do for processors
-        # without VNNI.
+        # ONNX Runtime multiplies matrices faster by weights with a sign, and convolves by those without only.
         sign = QuantType.QInt8 if kinds == ("MatMul",) else QuantType.QUInt8
         quantize_dynamic(
             graph,
@@ -91,7 +90,6 @@ def weights_only(bits: int) -> Make:
     return make
 
 
-NONE = "none"
 VARIANTS: Mapping[str, Make] = {
     "dynamic_int8": dynamic(),
     "dynamic_int8_matmul": dynamic("MatMul"),
