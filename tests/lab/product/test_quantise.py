@@ -200,7 +200,7 @@ def test_a_variant_that_fails_says_why(tmp_path: Path, whisper: Path) -> None:
 
 
 def test_a_process_that_dies_says_so(tmp_path: Path, whisper: Path) -> None:
-    """As of too little memory: it is killed at work."""
+    """As of too little memory: it is killed."""
     np.save(tmp_path / "sound.npy", noise(2))
     job = Job(str(whisper), tmp_path / "sound.npy", 16000, 1, seconds=60)
     before = set(active_children())

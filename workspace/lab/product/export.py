@@ -27,7 +27,7 @@ CLIPS = 100
 """Of a corpus, to check on."""
 PREPARATION = "preparation/"
 """What the names of the nodes begin with that stand before the network."""
-OPSET = 18
+OPSET = 20
 LABELS, EXAMPLE = "labels.json", "example.py"
 MODULES = ("onnx", "onnxscript", "onnxruntime")
 
