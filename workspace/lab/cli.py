@@ -124,11 +124,111 @@ def corpus(
         raise typer.Exit(2) from None
 
 
-Model = Annotated[str, typer.Argument(help="A saved model: its folder, a run, or a name on the Hugging Face Hub.")]
+Model = Annotated[
+    str, typer.Argument(help="A saved model's folder, a run, an exported model, or a name on the Hugging Face hub.")
+]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="Run Python code that lies beside the weights.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path, typer.Argument(help="The folder to write into; it is made.", file_okay=False)]
 Source = Annotated[str, typer.Option(help="Where recordings come from.")]
 Settings = Annotated[list[str] | None, typer.Option(help="A setting of the source; repeatable.")]
-TrustCode = Annotated[bool, typer.Option(help="Run the Python code that lies beside the model's weights.")]
+
+
+@app.command()
+def predict(
+    model: Model,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Recordings, folders of them, or - for a stream of samples.")
+    ],
+    json: AsJson = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    threshold: Annotated[
+        float, typer.Option(help="The least score of an answer that counts as sure.", min=0, max=1)
+    ] = 0.5,
+    hop: Annotated[
+        float, typer.Option(help="Seconds between the windows of a long recording.", min=0.01, max=3600)
+    ] = 0.25,
+    batch_size: Annotated[int, typer.Option(help="Windows that the model hears at a time.", min=1)] = 64,
+    rate: Annotated[int, typer.Option(help="Of -: samples a second.", min=1000, max=1_000_000)] = 16_000,
+    samples: Annotated[str, typer.Option(help="Of -: s16 or f32, little-endian, one channel.")] = "s16",
+    trust_code: TrustCode = False,
+) -> None:
+    """Say what is spoken in recordings. Exit status 1: some could not be used, and are named."""
+    import sys
+
+    from lab.product.commands import predict_files, predict_stream
+    from lab.product.recordings import SAMPLES
+    from lab.product.spotter import load
+
+    form = "json" if json else "csv" if csv else "table"
+    try:
+        if samples not in SAMPLES:
+            raise ValueError(f"--samples is {samples!r}; allowed: {', '.join(SAMPLES)}")
+        if json and csv:
+            raise ValueError("--json and --csv exclude each other")
+        if "-" in paths:
+            if paths != ["-"] or csv:
+                raise ValueError("- stands alone, as a table or as --json")
+            heard = predict_stream(load(model, trust_code), sys.stdin.buffer, samples, rate, form, threshold, hop)
+            for line in heard:
+                print(line, flush=True)
+            return
+        text, failed = predict_files(load(model, trust_code), paths, form, threshold, hop, batch_size)
+    except (ValueError, OSError) as error:
+        typer.echo(f"kws: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(text)
+    if failed:
+        typer.echo(f"kws: {failed} of the recordings cannot be used", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Where recordings lie; default for speech_commands: $DATA, else synthetic speech."),
+    ] = None,
+    source: Annotated[str, typer.Option(help="Where recordings come from.")] = "speech_commands",
+    setting: Annotated[list[str] | None, typer.Option(help="A setting of the source; repeatable.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    by: Annotated[
+        list[str] | None, typer.Option(help="Also by this column: speaker, label, accent...; repeatable.")
+    ] = None,
+    json: AsJson = False,
+    plots: Annotated[Path | None, typer.Option(help="Draw into this folder.", file_okay=False)] = None,
+    mistakes: Annotated[
+        Path | None, typer.Option(help="Write the worst mistakes, to listen to, into this HTML page.", dir_okay=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Clips that the model hears at a time.", min=1)] = 64,
+    trust_code: TrustCode = False,
+) -> None:
+    """Measure a model on recordings whose labels are known: every metric, with intervals over speakers."""
+    import sys
+
+    from tqdm import tqdm
+
+    from lab.partitions import values
+    from lab.product import evaluate as measuring
+    from lab.product.commands import write_text
+    from lab.product.spotter import load
+    from shard_descriptors.sources.registry import open_corpus
+
+    try:
+        spotter = load(model, trust_code)
+        found = open_corpus(source, data, **values(setting or []))
+        total = sum(each.split == split for each in found.utterances)
+        with tqdm(total=total, unit="clip", disable=None, file=sys.stderr, leave=False) as bar:
+            measured = measuring.evaluate(spotter, found, split, batch_size, bar.update)
+        typer.echo(dumps(measured.as_values(by or []), indent=2) if json else measuring.as_text(measured, by or []))
+        if plots:
+            measured.save_plots(plots)
+        if mistakes:
+            write_text(mistakes, measuring.mistakes_page(measured))
+    except (ValueError, OSError) as error:
+        typer.echo(f"kws: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -172,7 +272,7 @@ def quantise(
     seconds: Annotated[float, typer.Option(help="How long each size of batch is timed.")] = 3.0,
     clips: Annotated[int | None, typer.Option(help="Test clips at most.", show_default="all")] = None,
     calibrate: Annotated[int, typer.Option(help="Train clips that ranges are taken from.")] = 64,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: AsJson = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Make smaller and faster variants of a saved model, measure them, and write the one that is chosen."""

@@ -39,16 +39,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model, untrained."""
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    save_pretrained(build_model(ModelRecipe(), 0, ClipFormat()), folder)
-    return folder
+def tiny(saved_model: Path) -> Path:
+    return saved_model
 
 
 @pytest.fixture(scope="module")
-def exported(tiny: Path) -> Exported:
-    return export(str(tiny), tiny.with_name("exported"))
+def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(str(tiny), tmp_path_factory.mktemp("exported") / "out")
 
 
 def some_sound(batch: int, length: int, seed: int = 0) -> Floats:

@@ -42,15 +42,14 @@ def corpus(tiny_corpus: Path) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    save_pretrained(build_model(ModelRecipe(), 0, ClipFormat()), folder)
-    return folder
+def tiny(saved_model: Path) -> Path:
+    """A run."""
+    return saved_model.parent
 
 
 @pytest.fixture(scope="module")
-def out(tiny: Path) -> Path:
-    return tiny.with_name("quantised")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quantised") / "out"
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ Logits = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 class Job:
     """A model and what it is to do.
 
-    model: an exported file, or else a saved model's folder for PyTorch. sound: file of waveforms float32 (n, window), a
+    model: an exported file, or else what `load` takes, for PyTorch. sound: file of waveforms float32 (n, window), a
     `.npy`. samples: of a second. seconds: to spend on each size of batch. trust_code: as in `load`.
     """
 
@@ -113,7 +113,7 @@ def _in_onnx(job: Job) -> Logits:
 def _in_torch(job: Job) -> Logits:
     import torch
 
-    from lab.product.spotter import torch_spotter
+    from lab.product.spotter import load
 
     torch.set_num_threads(job.threads)
-    return torch_spotter(job.model, job.trust_code).logits
+    return load(job.model, job.trust_code).logits

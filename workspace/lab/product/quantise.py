@@ -167,7 +167,10 @@ def quantise(
         raise SpotterError(f"{model} is an exported model already; give the saved model that it was made of")
     tested = clips_for(spotter, corpus, "test", effort.test_clips)
     calibration = clips_for(spotter, corpus, "train", effort.calibration_clips)
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(names) + 3, unit="variant") as bar:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=len(names) + 3, unit="variant", disable=None, leave=False) as bar,
+    ):
         scratch = Path(folder)
         sound = stored(tested, scratch / "sound.npy")
         job = Job(model, sound, spotter.sample_rate, effort.threads, effort.seconds, trust_code)

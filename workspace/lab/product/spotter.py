@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from kws.models import heads
@@ -107,7 +108,7 @@ def torch_spotter(model: str, trust_code: bool = False) -> TorchSpotter:
             extractor = _extractor(model, network)
     except SpotterError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SpotterError(f"{model} cannot be loaded as a model that classifies audio: {reason}") from error
     network.eval()
