@@ -6,11 +6,10 @@ spectrogram in 8 bits nothing is left.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lab.product.export import PREPARATION
 from lab.product.runtime import INPUT
@@ -19,6 +18,8 @@ from lab.product.spotter import Floats
 Make = Callable[[Path, Path, Sequence[Floats]], None]
 """From the float32 graph to a file, with batches of waveforms to calibrate on."""
 
+SEEN = 99.99
+"""Percent of the values seen that a range must hold."""
 BLOCK = 32
 """Weights that share a scale where only weights are quantised."""
 
@@ -44,7 +45,11 @@ def dynamic(*kinds: str) -> Make:
 
 
 def static(*kinds: str) -> Make:
-    """Weights and activations in 8 bits, in ranges seen on the clips; of these kinds of operators, else of all."""
+    """Weights and activations in 8 bits, in ranges seen on the clips; of these kinds of operators, else of all.
+
+    From the least to the largest value seen, the network that hears the waveform itself would spend its bits on peaks:
+    tiny fell from 0.87 to 0.56 of 400 synthetic clips, and stays at 0.86 with the ranges of `SEEN` percent.
+    """
 
     def make(graph: Path, made: Path, batches: Sequence[Floats]) -> None:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -59,7 +64,9 @@ def static(*kinds: str) -> Make:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=preparing(graph),
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=CalibrationMethod.Percentile,
+            # One batch's activations at a time, for any method; the library has named it after the first that had it.
+            extra_options={"CalibPercentile": SEEN, "CalibStridedMinMax": 1},
         )
 
     return make
@@ -113,12 +120,13 @@ def preparing(graph: Path) -> list[str]:
 
 @contextmanager
 def silently() -> Iterator[None]:
-    """Without the quantiser's advice to the root logger."""
+    """Without the quantiser's advice to the root logger, and what it prints of its progress."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         root.setLevel(level)
 
@@ -127,10 +135,20 @@ def _reader(batches: Sequence[Floats]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
+        """Batches by number, as the library asks for them."""
+
         def __init__(self) -> None:
             self._rest = iter(batches)
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            """Only these follow."""
+            self._rest = iter(batches[start_index:end_index])
+
+        def get_next(self) -> dict[str, Floats] | None:
+            """The next one."""
             batch = next(self._rest, None)
             return None if batch is None else {INPUT: batch}
 
