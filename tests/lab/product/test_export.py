@@ -287,3 +287,14 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert shown.exit_code == 2
     assert "there is no folder" in shown.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["export", "quantise"])
+def test_without_the_extra_the_command_says_how_to_get_it(
+    command: str, tiny: Path, tmp_path: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as where it is not installed
+    shown = CliRunner().invoke(app, [command, str(tiny), str(tmp_path / "out"), "--data", str(tiny_corpus)])
+    assert shown.exit_code == 2
+    assert "needs the extra 'onnx' (onnxscript not installed): pip install" in shown.output
+    assert not (tmp_path / "out").exists()
