@@ -19,6 +19,7 @@ COMMANDS = {
 PROGRAMS = {
     "lab.demo": "`kws demo`: shows how the processes that it has started get on",
     "lab.notebook": "python -m lab.notebook, which the demo starts",
+    "lab.product.example": "lies beside an exported model, for whoever builds an app on it",
 }
 """Have something to say while they run."""
 SHOWS = {"lab.sounds.play": "a line above each player that it puts into the notebook"}

@@ -33,7 +33,7 @@ fi
 echo "Installing the packages of constraints.txt; this is done once and takes some minutes"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "pip==25.3"
 .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar "${PIP_PROGRESS:-on}" \
-    --constraint constraints.txt --editable ".[dev]" |
+    --constraint constraints.txt --editable ".[dev,onnx]" |
     awk -v tty="$([ -t 1 ] && echo 1 || echo 0)" '
         /^Collecting /   { n++; if (tty) printf "\r  %d packages looked up: %-40s", n, $2; else if (n % 50 == 0) print "  " n " packages looked up" }
         /^Installing /   { printf "%s  installing %d packages\n", tty ? "\n" : "", n }

@@ -168,6 +168,9 @@ Model = Annotated[
 ]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Run Python code that lies beside the weights.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Out = Annotated[Path, typer.Argument(help="The folder to write into; it is made.", file_okay=False)]
+Source = Annotated[str, typer.Option(help="Where recordings come from.")]
+Settings = Annotated[list[str] | None, typer.Option(help="A setting of the source; repeatable.")]
 
 
 @app.command()
@@ -265,3 +268,62 @@ def evaluate(
     except (ValueError, OSError) as error:
         typer.echo(f"kws: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Out,
+    data: Annotated[
+        str | None, typer.Option(help="Also check on test clips of a corpus: where it lies.", show_default="noise only")
+    ] = None,
+    source: Source = "speech_commands",
+    setting: Settings = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Write a saved model as ONNX that hears raw waveforms, with its labels and an example, checked against PyTorch."""
+    from lab.partitions import values
+    from lab.product.export import export_checked
+
+    try:
+        typer.echo(export_checked(model, out, source, data, values(setting or []), trust_code).text())
+    except (ValueError, OSError) as error:
+        typer.echo(f"kws: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def quantise(
+    model: Model,
+    out: Out,
+    data: Annotated[
+        str | None, typer.Option(help="Where the corpus lies; default: $DATA, else synthetic speech.")
+    ] = None,
+    source: Source = "speech_commands",
+    setting: Settings = None,
+    choose: Annotated[
+        str, typer.Option(help="Which variant to write: accuracy, f1 or iou; then fastest, smallest or leanest.")
+    ] = "f1 within 0.5 points, then fastest",
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Try only this one; repeatable.", show_default="all")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Cores for every measurement.")] = 1,
+    seconds: Annotated[float, typer.Option(help="How long each size of batch is timed.")] = 3.0,
+    clips: Annotated[int | None, typer.Option(help="Test clips at most.", show_default="all")] = None,
+    calibrate: Annotated[int, typer.Option(help="Train clips that ranges are taken from.")] = 64,
+    json: AsJson = False,
+    trust_code: TrustCode = False,
+) -> None:
+    """Make smaller and faster variants of a saved model, measure them, and write the one that is chosen."""
+    from lab.partitions import values
+    from lab.product.quantise import Effort, quantise
+    from shard_descriptors.sources.registry import open_corpus
+
+    try:
+        corpus = open_corpus(source, data, **values(setting or []))
+        effort = Effort(threads, seconds, clips, calibrate)
+        found = quantise(model, out, corpus, choose, effort, variant, trust_code)
+    except (ValueError, OSError) as error:
+        typer.echo(f"kws: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(dumps(found.to_dict(), indent=2) if json else found.text())
