@@ -198,7 +198,7 @@ class FederationHandle:
                 settings.
             FederationError: the entry point does not return what it should.
         """
-        _check_kinds(sites, sampling, policy, rule, scores)
+        _check_kinds(name, package, sites, sampling, policy, rule, scores)
         taking_part = self._chosen(sites)
         asked = sampling.number(len(taking_part)) if sampling else len(taking_part)
         try:
@@ -291,7 +291,7 @@ class _Client(DirectorClient):  # type: ignore[misc]
             yield message(model_proto=base_pb2.ModelProto(tensors=[base_pb2.NamedTensor(data_bytes=part)]))
 
 
-def _check_kinds(sites: Any, sampling: Any, policy: Any, rule: Any, scores: Any) -> None:
+def _check_kinds(name: Any, package: Any, sites: Any, sampling: Any, policy: Any, rule: Any, scores: Any) -> None:
     """Refuse what is of another kind than `submit` takes; what is in it is looked at later.
 
     Raises:
@@ -309,9 +309,13 @@ def _check_kinds(sites: Any, sampling: Any, policy: Any, rule: Any, scores: Any)
         ("scores", scores, scored, "a mapping of names to Score of rules.scores"),
     )
     problems = [
-        f"{name} is {value!r:.60}; give {kind}, or None" for name, value, right, kind in checks
+        f"{what} is {value!r:.60}; give {kind}, or None" for what, value, right, kind in checks
         if value is not None and not right
     ]  # fmt: skip
+    if not isinstance(package, Path):
+        problems.insert(0, f"package is {package!r:.60}; give its folder, a pathlib.Path")
+    if not isinstance(name, str):
+        problems.insert(0, f"name is {name!r:.60}; give a text")
     if problems:
         raise SubmissionRefused("\n".join(problems))
 

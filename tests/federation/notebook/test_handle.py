@@ -126,6 +126,17 @@ def test_what_is_of_another_kind_than_asked(
         submit(federation, federation.attach("new"), **given)
 
 
+def test_a_name_and_a_package_of_another_kind(director: Running, authority: Path) -> None:
+    federation = connected(director, authority, "ada")
+    with pytest.raises(
+        SubmissionRefused, match=r"^name is 5; give a text\npackage is 'toy'; give its folder.*\nrule is 3"
+    ):
+        federation.submit(
+            5, package="toy", entry_point="toy.experiment:experiment", settings={}, rounds=1, best_metric="accuracy",
+            rule=3,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def revoked(director: Running, authority: Path) -> FederationHandle:
     """The handle of one who was let in, and is not any more."""
