@@ -37,7 +37,9 @@ class Sampling:
         >>> Sampling(0.1).number(25), Sampling(4).number(3)
         (3, 3)
         """
-        return min(sites, self.sites if isinstance(self.sites, int) else math.ceil(self.sites * sites))
+        if isinstance(self.sites, int):
+            return min(sites, self.sites)
+        return min(sites, max(1, math.ceil(self.sites * sites - 1e-9)))  # 0.07 * 100 is above 7
 
     def draw(self, round_number: int, sites: Collection[str], present: Collection[str]) -> tuple[str, ...]:
         """Whom a round asks, of those that are there, in the order of their names.

@@ -350,7 +350,7 @@ class Conductor:
             return
         except Exception as error:
             logger.exception("round %d of %s cannot be closed", self.round + 1, self.name, extra=self._about())
-            self.end(f"round {self.round + 1}: the sites' results do not go together: {error!r}")
+            self.end(self._unfit(error))
             return
         finally:
             self._closing = None
@@ -430,7 +430,12 @@ class Conductor:
             self.end(disk_problem(f"round {self.round + 1} of {self.name}", error))
         else:
             logger.error("round %d of %s", self.round + 1, self.name, exc_info=error, extra=self._about())
-            self.end(f"round {self.round + 1}: the sites' results do not go together: {error!r}")
+            self.end(self._unfit(error))
+
+    def _unfit(self, error: Exception) -> str:
+        """Why there is no next model; the rule may be one that the operator has installed."""
+        rule = self._description.rule_name
+        return f"round {self.round + 1}: the rule {rule} makes no model of what the sites have sent: {error!r:.500}"
 
     def _keep_if_best(self, merged: Mapping[str, float]) -> None:
         """Of equal scores the later one counts, since that model has learned longer."""

@@ -133,6 +133,7 @@ class Gathering:
 
         Raises:
             OSError: the disk does not take it.
+            ValueError: what the rule has made is no such model.
         """
         state = State(self.model, share=self._count / len(sites))
         if before is not None:
@@ -145,6 +146,8 @@ class Gathering:
             given = [self._updates[site] for site in there]
             weights = [self._rule.weight(self.examples[task][site]) for site in there]
         kept, model = self._rule(state, given, weights)
+        if dict(model.shapes) != self.model.shapes:  # one that the operator has installed is not ours
+            raise ValueError("its model has tensors of other names or shapes than the one that the sites were sent")
         number, folder = self._next
         writings = [Writing(round_path(folder, number), model)]
         keeps = bool(kept.arrays.shapes or kept.numbers)

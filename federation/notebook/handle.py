@@ -198,6 +198,7 @@ class FederationHandle:
                 settings.
             FederationError: the entry point does not return what it should.
         """
+        _check_kinds(name, package, sites, sampling, policy, rule, scores)
         taking_part = self._chosen(sites)
         asked = sampling.number(len(taking_part)) if sampling else len(taking_part)
         try:
@@ -288,6 +289,35 @@ class _Client(DirectorClient):  # type: ignore[misc]
                 yield message(experiment_data=director_pb2.ExperimentData(size=len(part), npbytes=part))
         for part in model.chunks():
             yield message(model_proto=base_pb2.ModelProto(tensors=[base_pb2.NamedTensor(data_bytes=part)]))
+
+
+def _check_kinds(name: Any, package: Any, sites: Any, sampling: Any, policy: Any, rule: Any, scores: Any) -> None:
+    """Refuse what is of another kind than `submit` takes; what is in it is looked at later.
+
+    Raises:
+        SubmissionRefused: with every problem, one a line.
+    """
+    named = (
+        isinstance(sites, Collection) and not isinstance(sites, str) and all(isinstance(each, str) for each in sites)
+    )
+    scored = isinstance(scores, Mapping) and all(isinstance(each, Score) for each in scores.values())
+    checks = (
+        ("sites", sites, named, 'a list of names, ["envoy"] say'),
+        ("sampling", sampling, isinstance(sampling, Sampling), "Sampling(2) or Sampling(0.5) of rules.sampling"),
+        ("policy", policy, isinstance(policy, RoundPolicy), "RoundPolicy(...) of federation.policy"),
+        ("rule", rule, isinstance(rule, Mapping), 'a mapping with its name and numbers, {"name": "mean"} say'),
+        ("scores", scores, scored, "a mapping of names to Score of rules.scores"),
+    )
+    problems = [
+        f"{what} is {value!r:.60}; give {kind}, or None" for what, value, right, kind in checks
+        if value is not None and not right
+    ]  # fmt: skip
+    if not isinstance(package, Path):
+        problems.insert(0, f"package is {package!r:.60}; give its folder, a pathlib.Path")
+    if not isinstance(name, str):
+        problems.insert(0, f"name is {name!r:.60}; give a text")
+    if problems:
+        raise SubmissionRefused("\n".join(problems))
 
 
 @contextmanager

@@ -36,6 +36,13 @@ def test_a_name_is_used_once(tmp_path: Path) -> None:
     assert run.summary() == {"accuracy": 0.5}
 
 
+@pytest.mark.parametrize("name", ["../outside", "a/b", "/tmp/x", ".hidden", "latest", "two\nlines", "x" * 61])
+def test_a_name_is_that_of_a_folder_within(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a name for"):
+        Run.create(tmp_path / "runs", name)
+    assert not any(tmp_path.iterdir())
+
+
 def test_metrics_come_back_as_they_went(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
     lines = [

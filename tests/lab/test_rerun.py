@@ -75,6 +75,9 @@ def test_what_is_repeated_is_the_experiment_as_it_was(record: dict[str, Any], tm
         ({"shards": {}}, "does not say how the recordings were shared out"),
         ({"shards": {"a": {"shard": 1}}}, "does not say how"),
         ({"config": 3}, "does not say how"),
+        ({"asked": None}, "does not say how"),
+        ({"asked": [1]}, "does not say how"),
+        ({"data": 5}, "does not say how"),
         ({"shards": 3}, "is no record of a run"),
     ],
 )
@@ -83,6 +86,21 @@ def test_what_is_no_record_is_refused(
 ) -> None:
     with pytest.raises(RecordError, match=words):
         read(written(tmp_path, record | change))
+
+
+@pytest.mark.parametrize(
+    "change", [{"settings": 5}, {"scheme": "iid"}, {"of": "two"}, {"seed": None}, {"format": None}, {"shard": [1]}]
+)
+def test_a_shard_that_says_nonsense_is_refused(record: dict[str, Any], tmp_path: Path, change: dict[str, Any]) -> None:
+    record["shards"]["b"] |= change
+    with pytest.raises(RecordError, match="does not say how the recordings were shared out"):
+        read(written(tmp_path, record))
+
+
+def test_a_record_from_elsewhere_writes_no_file_elsewhere(record: dict[str, Any], tmp_path: Path) -> None:
+    record["shards"]["../../elsewhere"] = record["shards"].pop("b")
+    with pytest.raises(RecordError, match=r"not names of sites: '\.\./\.\./elsewhere'"):
+        read(written(tmp_path, record))
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rules.sampling import Sampling
@@ -38,6 +38,17 @@ def test_every_site_has_its_turn_as_often_as_the_others() -> None:
 def test_how_many_are_asked_is_a_number_or_a_share(sites: object) -> None:
     with pytest.raises(ValueError, match=r"^sites is .*; a number from 1 to 1000000, or a share between 0 and 1"):
         Sampling(sites)  # type: ignore[arg-type]
+
+
+@example(percent=7, sites=100)
+@given(percent=st.integers(1, 99), sites=st.integers(1, 2000))
+def test_a_share_is_rounded_up_and_not_beyond(percent: int, sites: int) -> None:
+    assert Sampling(percent / 100).number(sites) == -(-percent * sites // 100)
+
+
+@pytest.mark.parametrize("share", [1e-300, 1e-12])
+def test_a_share_of_next_to_nothing_is_one_site(share: float) -> None:
+    assert Sampling(share).number(3) == 1
 
 
 def test_the_seed_of_a_draw() -> None:

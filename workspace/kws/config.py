@@ -197,8 +197,8 @@ class Algorithm:
     rule takes which is in `rules/`. "scaffold" has a part at the sites, too.
 
     `proximal`: FedProx's mu, how strongly each site is held to the round's model; 0: not at all. `personal` "head":
-    the head does not travel, and each site keeps its own. `sites_per_round`: how many of the sites that are there are
-    asked in a round, or below 1 which share of them; None: all.
+    the head does not travel, and each site keeps its own. `sites_per_round`: how many sites a round asks, of those that
+    are there, or below 1 which share of all of the experiment's; None: all.
     """
 
     rule: str = "mean"

@@ -13,6 +13,11 @@ from typing import Any
 import pandas as pd
 import soundfile
 
+LATEST = "latest"
+"""The name by which the newest run is found, too."""
+MOST_LETTERS = 60
+"""Of a run's name: it names the experiment as well, with its seed behind it."""
+
 COLUMNS = ["round", "site", "task", "metric", "value"]
 PACKAGES = (
     *("openfl", "torch", "transformers", "peft", "safetensors", "numpy", "scipy", "scikit-learn", "pandas"),
@@ -58,9 +63,15 @@ class Run:
         """Make a new run directory under `root` and point `latest` at it.
 
         Raises:
+            ValueError: the name is none for a folder in there.
             FileExistsError: there is a run of that name already.
         """
         name = name or datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-4]
+        if not name[0].isalnum() or not name.isprintable() or "/" in name or len(name) > MOST_LETTERS or name == LATEST:
+            raise ValueError(
+                f"{name[:60]!r} is not a name for a run; allowed: up to {MOST_LETTERS} characters that can be printed, "
+                f"no '/', the first a letter or a digit, and not {LATEST!r}, which is the newest run"
+            )
         folder = root / name
         try:
             folder.mkdir(parents=True)
@@ -68,7 +79,7 @@ class Run:
             raise FileExistsError(f"there is already a run {folder}; give this one another name") from None
         link = root / f".latest-{os.getpid()}"
         link.symlink_to(name)
-        link.replace(root / "latest")  # in one step: a reader never finds it missing
+        link.replace(root / LATEST)  # in one step: a reader never finds it missing
         return cls(folder)
 
     def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:

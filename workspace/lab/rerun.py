@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -72,15 +73,15 @@ def read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         shards = {site: dict(shard) for site, shard in record["shards"].items()}
-        known = all(
-            {"settings", "scheme", "shard", "of", "seed", "format", "corpus"} <= shard.keys()
-            for shard in shards.values()
-        )
-        whole = known and bool(shards) and isinstance(record["config"], dict)
+        whole = bool(shards) and all(map(_is_whole, shards.values()))
+        whole = whole and all(isinstance(record.get(name, {}), dict) for name in ("config", "asked"))
+        whole = whole and isinstance(record["config"], dict) and isinstance(record.get("data"), dict | None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} is no record of a run ({error}); give runs/NAME/config.json") from None
     if not whole:
         raise RecordError(f"{path} does not say how the recordings were shared out; it is of another version")
+    if odd := [site for site in shards if not re.fullmatch(r"[A-Za-z0-9_-]+", site)]:  # files are named after them
+        raise RecordError(f"{path}: not names of sites: {', '.join(map(repr, odd))}; letters, digits, '-' and '_'")
     if any(brings_own(shard) or not shard["settings"] for shard in shards.values()):
         raise RecordError(
             f"{path}: the sites trained on recordings that only they have, so no other machine repeats it by itself. "
@@ -106,6 +107,12 @@ def envoys(shards: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, S
         path.write_text(yaml.safe_dump(settings), encoding="utf-8")
         commands[site] = [sys.executable, "-m", "federation.envoy", "--config", str(path)]
     return commands
+
+
+def _is_whole(shard: Mapping[str, Any]) -> bool:
+    """Whether a site's entry says what is needed to share the recordings out again."""
+    kinds = {"settings": dict, "scheme": dict, "format": dict, "shard": int, "of": int, "seed": int}
+    return {"corpus", "partition"} <= shard.keys() and all(isinstance(shard.get(n), k) for n, k in kinds.items())
 
 
 def _asked(record: Mapping[str, Any], path: Path) -> Asked:

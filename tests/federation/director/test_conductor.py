@@ -182,6 +182,33 @@ class Momentum(Rule):
         return State(state.model, arrays, {"rounds": state.numbers.get("rounds", 0) + 1}), moved
 
 
+@dataclass(frozen=True)
+class Faulty(Rule):
+    """What an operator may install: it raises, forgets a tensor, or keeps a number that is none of Python's."""
+
+    of_the_mean: ClassVar[bool] = True
+    fault: float = 0.0
+
+    def __call__(self, state: State, updates: Sequence[Tensors], weights: Sequence[int]) -> tuple[State, Tensors]:
+        if self.fault == 0:
+            raise ZeroDivisionError("in the operator's rule")
+        shapes = {"v": state.model.shapes["v"]} if self.fault == 1 else state.model.shapes
+        return State(state.model, numbers={"rounds": np.float32(1)}), Computed(shapes, updates[0].read)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [(0.0, "in the operator's rule"), (1.0, "tensors of other names or shapes"), (2.0, "float32 is not JSON")],
+)
+def test_a_rule_at_fault_is_named(fault: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "faulty", Faulty)
+    rounds = Conducted(tmp_path, rule={"name": "faulty", "fault": fault})
+    finish_round(rounds, 0, ONE)
+    (failure,) = rounds.failures
+    assert failure.startswith("round 1: the rule faulty makes no model of what the sites have sent: ")
+    assert words in failure
+
+
 def test_a_rules_state_belongs_to_its_round_and_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "momentum", Momentum)
     models = []

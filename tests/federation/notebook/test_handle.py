@@ -89,7 +89,7 @@ def test_no_site_is_there(director: Running, authority: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ({"name": "mine"}, "(?s)rule.*mine.*mean, .*median"),
+        ({"name": "mine"}, "rule.name is 'mine'; allowed: mean, fedavgm, .*median"),
         ({"name": "toy.experiment:rule"}, "rule.name is .*allowed: up to 50 letters"),
         ({"name": "median", "made_up": 1.0}, "rule.made_up is no number of this rule; allowed: max_update_norm"),
     ],
@@ -101,6 +101,40 @@ def test_a_rule_that_the_director_has_not_got(
     federation = connected(director, authority, "ada")
     with pytest.raises(SubmissionRefused, match=words):
         submit(federation, federation.attach("new"), rule=rule)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sites": "envoy"}, "sites is 'envoy'; give a list of names"),
+        ({"sites": 5}, "sites is 5; give a list of names"),
+        ({"sites": [1, "envoy"]}, "sites is .1, 'envoy'.; give a list of names"),
+        ({"sampling": 2}, "sampling is 2; give Sampling"),
+        ({"sampling": {"sites": 2}}, "sampling is {'sites': 2}; give Sampling"),
+        ({"policy": {"minimum_sites": 1}}, "policy is {'minimum_sites': 1}; give RoundPolicy"),
+        ({"rule": "fedadam"}, "rule is 'fedadam'; give a mapping with its name"),
+        ({"scores": {"accuracy": "ratio"}}, "scores is {'accuracy': 'ratio'}; give a mapping of names to Score"),
+        ({"scores": ["accuracy"]}, r"scores is \['accuracy'\]; give"),
+        ({"sites": "a", "sampling": 1, "rule": 3}, "(?s)sites is .*\nsampling is .*\nrule is "),
+    ],
+)
+def test_what_is_of_another_kind_than_asked(
+    given: dict[str, Any], words: str, director: Running, authority: Path
+) -> None:
+    federation = connected(director, authority, "ada")
+    with pytest.raises(SubmissionRefused, match=words):
+        submit(federation, federation.attach("new"), **given)
+
+
+def test_a_name_and_a_package_of_another_kind(director: Running, authority: Path) -> None:
+    federation = connected(director, authority, "ada")
+    with pytest.raises(
+        SubmissionRefused, match=r"^name is 5; give a text\npackage is 'toy'; give its folder.*\nrule is 3"
+    ):
+        federation.submit(
+            5, package="toy", entry_point="toy.experiment:experiment", settings={}, rounds=1, best_metric="accuracy",
+            rule=3,
+        )  # type: ignore[arg-type]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
