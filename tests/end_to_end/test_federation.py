@@ -206,7 +206,7 @@ def test_experiments_queue_and_can_be_cancelled(toys: ToyFederation) -> None:
     with pytest.raises(ExperimentFailed, match="running was cancelled by experimenter"):
         list(running.metrics())
     trainer.wait(5)  # it was in the middle of a task of 60 s
-    toys.wait_for("site1", "running: is over; its trainer was ended", 5)
+    toys.wait_for("site1", "running: is over for this site; its trainer was ended", 5)
     # Another notebook takes over by name and misses nothing.
     metrics = list(FederationHandle("localhost", toys.port).attach("last").metrics())
     assert values(metrics, "aggregator", "validate_global", "loss") == {0: 100.0, 1: 101.5}
@@ -294,7 +294,7 @@ def test_refusals(tmp_path: Path) -> None:
         list(submit(toys, "name", rounds=1).metrics())
         with pytest.raises(SubmissionRefused, match="already an experiment named name"):
             submit(toys, "name", rounds=1)
-        with pytest.raises(SubmissionRefused, match="minimum_sites is 3, and only 2 sites are online"):
+        with pytest.raises(SubmissionRefused, match="minimum_sites is 3, and a round asks only 2 sites"):
             submit(toys, "crowd", policy=RoundPolicy(minimum_sites=3))
         # A second director on the same port says so and leaves.
         toys.start("second", *toys.running["director"].args[:-1], str(toys.port), env=toys.env)  # type: ignore[misc]

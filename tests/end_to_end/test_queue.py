@@ -8,7 +8,7 @@ from processes import TOYS, ToyFederation
 from test_faults import wait_until
 
 from federation.errors import ExperimentFailed
-from federation.notebook.handle import ExperimentHandle, FederationHandle, Site
+from federation.notebook.handle import ExperimentHandle, FederationHandle
 from federation.site.review import ReviewFolder
 
 CARRIED = 1.5 * (1 + 1.5 + 1.75)
@@ -28,22 +28,11 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
     assert "Traceback" not in federation.log("director")
 
 
-class Chosen(FederationHandle):
-    """Submits to some of the sites."""
-
-    def __init__(self, port: int, sites: tuple[str, ...]) -> None:
-        super().__init__("localhost", port)
-        self._chosen = sites
-
-    def _online(self) -> list[Site]:
-        return [site for site in super()._online() if site.name in self._chosen]
-
-
 def submit(toys: ToyFederation, name: str, *sites: str, rounds: int = 3, **faults: float) -> ExperimentHandle:
-    federation = Chosen(toys.port, sites or ("site1", "site2"))
-    federation.wait_for_sites(len(sites) or 2, 30)
+    federation = FederationHandle("localhost", toys.port)
+    federation.wait_for_sites(2, 30)
     return federation.submit(
-        name, package=TOYS / "toy", entry_point="toy.experiment:experiment",
+        name, sites=sites or None, package=TOYS / "toy", entry_point="toy.experiment:experiment",
         settings={"length": 4, "faults": faults}, rounds=rounds, best_metric="accuracy",
     )  # fmt: skip
 

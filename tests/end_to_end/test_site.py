@@ -58,7 +58,7 @@ def test_experiments_run_side_by_side_on_free_slots(toys: ToyFederation) -> None
     slow.cancel()
     with pytest.raises(ExperimentFailed, match="cancelled"):
         list(slow.metrics())
-    toys.wait_for("site1", "slow: is over; its trainer was ended")
+    toys.wait_for("site1", "slow: is over for this site; its trainer was ended")
     assert "2 slots: so many experiments run side by side" in toys.log("site1")
     assert len({line for line in toys.log("site1").splitlines() if ": done" in line}) == 3
 

@@ -1,4 +1,4 @@
-"""A run is repeated from its record; the whole of it is in tests/end_to_end/test_rerun.py."""
+"""A run is repeated from its record; the whole of it is in tests/end_to_end/test_run_again.py."""
 
 import json
 from collections.abc import Mapping
