@@ -20,7 +20,7 @@ def ordered(values: Sequence[Floats]) -> Iterator[tuple[slice, list[Floats]]]:
     spare = np.empty(PIECE, np.float32)
     for start in range(0, len(values[0]), PIECE):
         place = slice(start, min(start + PIECE, len(values[0])))
-        rows = [each[place].copy() for each in values]
+        rows = [each[place] + np.float32(0) for each in values]  # copies; -0, which equals 0, depends on the order
         for low, high in network(len(rows)):
             least = spare[: len(rows[low])]
             np.minimum(rows[low], rows[high], out=least)

@@ -138,6 +138,8 @@ class Uploads:
                     return
                 if replaced.done():
                     raise Replaced(f"site {address.site} has begun to send something else")
+                if held := self._held.pop(address.site, None):
+                    held.leave()  # a site that sends once more has no second place
                 upload = _Upload(self._room, address, replaced, self._idle)
                 try:
                     async with aclosing(upload.chunks(messages, begin)) as chunks:
@@ -207,7 +209,7 @@ class Uploads:
     def _hold(self, site: str, upload: "_Upload") -> None:
         """Keep the place until the update counts, or its site has said nothing more for a while."""
         self._held[site] = upload
-        asyncio.get_running_loop().call_later(QUIET_SECONDS, upload.leave)
+        asyncio.get_running_loop().call_later(min(QUIET_SECONDS, self._idle), upload.leave)
 
 
 class _Upload:

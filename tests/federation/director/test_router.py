@@ -32,8 +32,12 @@ class Interrupted:
         self._wrapped, self._made, self._at, self._happens = wrapped, made, at, happens
 
     def __getattr__(self, name: str) -> Any:
+        wrapped = getattr(self._wrapped, name)
+        if not callable(wrapped):
+            return wrapped
+
         def call(*arguments: Any) -> Any:
-            answer = getattr(self._wrapped, name)(*arguments)
+            answer = wrapped(*arguments)
             self._made.append(name)
             if len(self._made) == self._at:
                 self._happens()
