@@ -47,9 +47,10 @@ class Submission:
         """SHA-256 over the name and content of every file: the source and the description.
 
         All of these decide what runs: the description names the entry point, its settings and the rounds. The
-        experiment's name is in none of them. Left out are the id, which is another one each time, and the numbers of
-        the `RoundPolicy`, which are the director's business and follow the number of sites that are online; so the
-        same code with the same settings is known again.
+        experiment's name is in none of them. Left out are the id, which is another one each time, and who is asked in
+        a round, how long it waits and when there are no more (`federation.wire.description.OF_THE_ROUNDS`), which are
+        the director's business and follow the number of sites that are online; so the same code with the same settings
+        is known again.
         """
         whole = hashlib.sha256()
         for name, content in sorted(self.lasting.items()):

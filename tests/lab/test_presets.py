@@ -80,3 +80,16 @@ def test_whisper_hears_the_clip_alone(content: str | None, name: str, cut: bool,
         (Path(name) / "config.json").write_text(content)
     assert preset("superb_ks", name).model.cut_positions is cut
     assert not preset("hf_finetune", name).model.cut_positions
+
+
+def test_a_rules_problems_are_told_with_the_others() -> None:
+    wrong = ["rule=krum", "byzantine=-1", "select=0.5", "proximal=-1", "max_update_norm=0"]
+    with pytest.raises(ConfigError) as refused:
+        asked_for(None, None, [*(f"algorithm.{each}" for each in wrong), "training.patience=0"])
+    told = [line.partition(";")[0] for line in str(refused.value).split("\n")]
+    assert sorted(told) == [
+        "algorithm.byzantine is -1", "algorithm.max_update_norm is 0", "algorithm.proximal is -1",
+        "algorithm.select is 0.5", "training.patience is 0",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"^algorithm\.rule is 'nobodys'; allowed: mean, "):
+        asked_for(None, None, ["algorithm.rule=nobodys", "algorithm.beta1=7"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kws.config import ConfigError, ExperimentConfig
 from kws.settings import with_values
-from lab.algorithms import rule_of
+from lab.algorithms import rule_problems
 from lab.changes import as_mapping
 from lab.presets import adapter_hubert, hf_finetune, superb_ks, tiny
 
@@ -62,6 +62,15 @@ def asked_for(name: str | None, model: str | None, changes: Sequence[str] = ()) 
     values = as_mapping(changes)
     group = values.get("model")
     changed_to = group.get("name") if isinstance(group, dict) else None
-    config = with_values(preset(name, model or (changed_to and str(changed_to))), values)
-    rule_of(config.algorithm)
+    usual = preset(name, model or (changed_to and str(changed_to)))
+    given, problems = values.get("algorithm"), []
+    try:
+        config = with_values(usual, values)
+    except ConfigError as error:
+        problems = str(error).split("\n")
+    told = {problem.partition(";")[0] for problem in problems}
+    against = rule_problems(given) if isinstance(given, dict) else []
+    problems += [problem for problem in against if problem.partition(";")[0] not in told]
+    if problems:
+        raise ConfigError("\n".join(problems))
     return config
