@@ -72,11 +72,13 @@ class Job:
         watch.trainer_ended.set()
         if failure and watch.over:
             logger.info("experiment %s: is over for this site; its trainer was ended", self.name)
+            watch.leave(GRACE_SECONDS)
             failure = ""
-        watch.leave(GRACE_SECONDS)
-        if not failure:
-            how = "rests until a round asks this site again" if watch.rests else "done"
-            logger.info("experiment %s: %s", self.name, how)
+        else:
+            watch.leave(GRACE_SECONDS)
+            if not failure:
+                how = "rests until a round asks this site again" if watch.rests else "done"
+                logger.info("experiment %s: %s", self.name, how)
         if watch.over and not watch.rests and not watch.refused and self._state:
             shutil.rmtree(self._state, ignore_errors=True)
         return failure
